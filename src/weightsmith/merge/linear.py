@@ -1,0 +1,62 @@
+"""Weight averaging (Wortsman et al., 2022, arXiv:2203.05482)."""
+
+from __future__ import annotations
+
+from weightsmith.arguments import Coefficients, Flag
+from weightsmith.errors import ArgumentError
+from weightsmith.method import Tile, method
+from weightsmith.tensor.arrays import Array
+from weightsmith.tensor.vector import add_scaled, weighted_sum
+
+
+@method(least=1)
+def linear(
+    finetuned: Array,
+    *,
+    coefficients: Coefficients = None,
+    normalize: Flag = "yes",
+    tile: Tile,
+) -> Array:
+    """Average models, each with its coefficient.
+
+    result = theta_1 + sum_t w_t (theta_t - theta_1),   w = c / sum(c)        (normalize = yes)
+    result = sum_t c_t theta_t                                               (normalize = no)
+
+    The first form is the weighted mean, written so that equal inputs come back bit for bit.
+
+    Args:
+        finetuned: T models' tensors, (T, n).
+        coefficients: c_t, one per model, in the order given; 1 each by default.
+        normalize: Divide the coefficients by their sum; "no" changes the scale of the model where they do not add up to 1.
+        tile: Where the tensors lie; see `method.Tile`.
+
+    Returns:
+        (n,), dtype of the inputs.
+
+    Raises:
+        ArgumentError: The coefficients add up to 0 and normalize is "yes".
+
+    Differs from the paper: nothing; uniform soup for equal coefficients.
+    Cost: one pass over T models; memory for a tile.
+
+    Command:
+        weightsmith merge linear --model A1 --model A2 --coefficients 0.7,0.3 --out OUT
+
+    Example:
+        >>> import numpy as np
+        >>> linear([np.array([1.0, 2.0]), np.array([3.0, 6.0])], coefficients=(3, 1)).tolist()
+        [1.5, 3.0]
+    """
+    factors = list(coefficients or [1.0] * len(finetuned))
+    if normalize == "no":
+        return weighted_sum(finetuned, factors)
+    total = sum(factors)
+    if total == 0:
+        raise ArgumentError(
+            "merge linear: coefficients", expected="a sum other than 0", got="0", do="Set normalize to no"
+        )
+    first = finetuned[0]
+    if len(finetuned) == 1:
+        return first
+    offsets = finetuned[1:] - first
+    return add_scaled(first, weighted_sum(offsets, [c / total for c in factors[1:]]), 1.0)

@@ -1,0 +1,278 @@
+"""The contract of a method: reductions, then one pass over tiles.
+
+A method is a function of tensors: `(base, task_vectors)`, `(base, finetuned)` or `(finetuned,)`, named so, plus
+keyword parameters annotated with a kind from `arguments.py`, plus `tile`. Inputs arrive flat: base (n,) and the others
+stacked (T, n), all in one dtype, float32 (float64 if any input is float64); the result is (n,) of that dtype. The caller
+casts to the stored dtype once. What a method has to know of the whole tensor or model it asks for in `prepare`,
+a generator that yields reductions and returns what the function then finds in `tile.statistics`:
+
+    def _prepare(*, density):
+        (kth,) = yield KthMagnitude(lambda size: [max(1, round(density * size))])
+        return kth
+
+    @method(prepare=_prepare, scope="tensor")
+    def trimmed(base, task_vectors, *, density: Proportion = 0.2, tile): ...
+
+`scope` says over what a reduction runs: the whole "model", each "tensor", each "row" (the last axis), or "parameter",
+where the user chooses by a parameter of that name. The engine streams; here, everything is in memory.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeAlias, get_args, get_type_hints
+
+import numpy as np
+
+from weightsmith.arguments import Parameter, check_all
+from weightsmith.errors import ArgumentError, MismatchError, NonFiniteError
+from weightsmith.tensor.arrays import Array, cast, is_torch, namespace
+from weightsmith.tensor.select import Kth, kth_magnitude
+
+DISTINCT_INPUTS = ("base", "task_vectors", "finetuned")
+
+
+@dataclass(frozen=True)
+class KthMagnitude:
+    """Asks for the k-th largest magnitudes of each task vector over the scope; answered by a list of Kth.
+
+    `ranks` gives the k's, from the number of entries of the scope (of a row, a tensor, or all merged tensors).
+    """
+
+    ranks: Callable[[int], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Asks for sums over the scope; answered by an array (k,) float64.
+
+    `of(base, others, tile)` gets a tile and returns block sums (blocks, k), float64, see `tensor.vector.columns`. The
+    engine adds them exactly (math.fsum), so the answer does not depend on tiles or threads.
+    """
+
+    of: Callable[[Array, Array, Tile], Array]
+
+
+Reduction: TypeAlias = KthMagnitude | Sums
+Statistics: TypeAlias = Generator[Reduction, Any, Any]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Which part of which tensor a method is given.
+
+    Attributes:
+        name: The tensor's name.
+        shape: The whole tensor's shape.
+        start: Flat index of the first element given.
+        layer: The tensor's layer, from 0; None outside the layers.
+        layers: How many layers the model has.
+        statistics: What `prepare` returned, for the scope this tile belongs to.
+    """
+
+    name: str = "tensor"
+    shape: tuple[int, ...] = ()
+    start: int = 0
+    layer: int | None = None
+    layers: int = 0
+    statistics: Any = None
+
+    @property
+    def row_length(self) -> int:
+        """Length of a row: the last axis; 1 for a scalar."""
+        return self.shape[-1] if self.shape else 1
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method: call it on whole tensors, or let the engine feed it tiles through `function`."""
+
+    function: Callable[..., Array]
+    prepare: Callable[..., Statistics] | None
+    scope: str
+    least: int
+    most: int | None
+
+    @property
+    def name(self) -> str:
+        """The function's name, which is also the file's and the command's."""
+        return self.function.__name__
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        """The function's docstring."""
+        return inspect.getdoc(self.function) or ""
+
+    @cached_property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return self.__doc__.partition("\n")[0]
+
+    @cached_property
+    def source(self) -> str:
+        """The paper, from the first line of the method's module."""
+        module = inspect.getmodule(self.function)
+        return ((module and module.__doc__) or "").partition("\n")[0]
+
+    @cached_property
+    def example(self) -> str:
+        """The command line that the docstring gives after `Command:`."""
+        found = re.search(r"Command:\s*\n\s+(weightsmith .+)", self.__doc__)
+        return found.group(1).strip() if found else ""
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """The tensors the function takes, by name, in order."""
+        names = inspect.signature(self.function).parameters
+        return tuple(n for n in names if n in DISTINCT_INPUTS)
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the method edits a base; otherwise the first model lends names, dtypes and files."""
+        return "base" in self.inputs
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """The keyword parameters with kind, default and help, read from signature and docstring."""
+        hints = get_type_hints(self.function, include_extras=True)
+        found = {}
+        for name, p in inspect.signature(self.function).parameters.items():
+            if p.kind is p.KEYWORD_ONLY and name != "tile":
+                found[name] = Parameter(name, get_args(hints[name])[1], p.default, _help(self.__doc__, name))
+        return found
+
+    @cached_property
+    def prepared_by(self) -> frozenset[str]:
+        """The parameters that the reductions depend on: one value for the whole scope."""
+        return frozenset(inspect.signature(self.prepare).parameters) if self.prepare else frozenset()
+
+    def reduction_scope(self, parameters: Mapping[str, Any]) -> str | None:
+        """Return "model", "tensor" or "row"; None where these parameters need no reduction."""
+        if self.prepare is None or self.statistics(parameters) is None:
+            return None
+        return str(parameters["scope"]) if self.scope == "parameter" else self.scope
+
+    def statistics(self, parameters: Mapping[str, Any]) -> Statistics | None:
+        """Return a fresh generator of reductions; None where these parameters need none."""
+        if self.prepare is None:
+            return None
+        return self.prepare(**{n: parameters[n] for n in self.prepared_by})
+
+    def check(self, given: Mapping[str, Any], models: int) -> dict[str, Any]:
+        """Return all parameters, checked; raise ArgumentError for a bad one or a wrong number of models."""
+        caller = f"merge {self.name}"
+        if models < self.least or (self.most is not None and models > self.most):
+            most = "or more" if self.most is None else f"to {self.most}" if self.most != self.least else ""
+            wanted = f"{self.least} {most}".strip() + (" models beside the base" if self.has_base else " models")
+            raise ArgumentError(f"{caller}: number of models", expected=wanted, got=str(models))
+        checked = check_all(self.parameters, given, caller)
+        coefficients = checked.get("coefficients")
+        if coefficients is not None and len(coefficients) != models:
+            raise ArgumentError(
+                f"{caller}: coefficients", expected=f"{models}, one per model", got=str(len(coefficients))
+            )
+        if "task" in checked and checked["task"] > models:
+            raise ArgumentError(f"{caller}: task", expected=f"1 to {models}", got=str(checked["task"]))
+        return checked
+
+    def __call__(self, *tensors: Any, tile: Tile | None = None, **parameters: Any) -> Array:
+        """Run on whole tensors in memory: (base, others) or (others,), others a sequence of tensors.
+
+        Shapes must agree; the result has the shape and dtype of the first. `tile` may name the tensor and its layer.
+        """
+        caller = f"merge {self.name}"
+        if len(tensors) != len(self.inputs):
+            raise ArgumentError(f"{caller}: tensors", expected=", ".join(self.inputs), got=str(len(tensors)))
+        base, others = (tensors[0], tensors[1]) if self.has_base else (None, tensors[0])
+        checked = self.check(parameters, len(others))
+        first = base if base is not None else others[0]
+        for i, other in enumerate(others, 1):
+            if tuple(other.shape) != tuple(first.shape):
+                raise MismatchError(
+                    f"{caller}: model {i}", expected=f"shape {tuple(first.shape)}", got=f"{tuple(other.shape)}"
+                )
+        work = _compute_dtype([first, *others])
+        flat = [cast(x, work).reshape(-1) for x in ([first, *others] if base is not None else others)]
+        for i, x in enumerate(flat):
+            if not bool(namespace(x).isfinite(x).all()):
+                raise NonFiniteError(f"{caller}: input {i} holds NaN or infinity")
+        stack = namespace(first).stack(flat[1:] if base is not None else flat)
+        where = replace(tile or Tile(), shape=tuple(first.shape), start=0)
+        result = self.whole(flat[0] if base is not None else None, stack, checked, where)
+        return _restore(result.reshape(tuple(first.shape)), first)
+
+    def whole(self, base: Array, others: Array, parameters: Mapping[str, Any], tile: Tile) -> Array:
+        """Run on one scope in memory: whole tensors, or whole rows of one. Flat inputs, flat result."""
+        if base is not None and base.shape[0] == 0 or others.shape[1] == 0:
+            return others[0] if base is None else base
+        scope = self.reduction_scope(parameters)
+        if scope is not None:
+            units = others.shape[1] // tile.row_length if scope == "row" else 1
+            statistics = self.statistics(parameters)
+            assert statistics is not None
+            found = reduce_in_memory(statistics, base, others, tile, units)
+            tile = replace(tile, statistics=found)
+        return self.apply(base, others, parameters, tile)
+
+    def apply(self, base: Array, others: Array, parameters: Mapping[str, Any], tile: Tile) -> Array:
+        """Run the elementwise pass on one tile whose statistics are known."""
+        inputs = (others,) if base is None else (base, others)
+        return self.function(*inputs, tile=tile, **parameters)
+
+
+def reduce_in_memory(statistics: Statistics, base: Array, others: Array, tile: Tile, units: int = 1) -> Any:
+    """Answer a generator's reductions over tensors held in memory; return what it returns."""
+    answer: Any = None
+    try:
+        while True:
+            asked = statistics.send(answer)
+            if isinstance(asked, KthMagnitude):
+                answer = kth_magnitude(others, asked.ranks(others.shape[1] // units), units)
+            else:
+                answer = exact_sums([asked.of(base, others, tile)])
+    except StopIteration as done:
+        return done.value
+
+
+def exact_sums(parts: Sequence[Array]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Add block sums (blocks, k) exactly, whatever their order: (k,), float64."""
+    return np.array([math.fsum(column) for column in np.concatenate(list(parts)).T])
+
+
+def method(
+    *,
+    prepare: Callable[..., Statistics] | None = None,
+    scope: str = "tensor",
+    least: int = 1,
+    most: int | None = None,
+) -> Callable[[Callable[..., Array]], Method]:
+    """Declare a method: its reductions with their scope, and how many models it takes beside the base."""
+
+    def declare(function: Callable[..., Array]) -> Method:
+        return Method(function, prepare, scope, least, most)
+
+    return declare
+
+
+def _help(doc: str, name: str) -> str:
+    found = re.search(rf"^\s+{name}: (.+?)(?=^\s+\w+: |^\S|\n\n|\Z)", doc, re.S | re.M)
+    return " ".join(found.group(1).split()) if found else ""
+
+
+def _compute_dtype(tensors: Sequence[Array]) -> str:
+    return "float64" if any(str(t.dtype).endswith("float64") for t in tensors) else "float32"
+
+
+def _restore(result: Array, first: Array) -> Array:
+    cast_back = result.to(first.dtype) if is_torch(first) else result.astype(first.dtype)
+    if not bool(namespace(cast_back).isfinite(cast_back).all()):
+        raise NonFiniteError("the result does not fit its dtype", expected=str(first.dtype), got="infinity")
+    return cast_back
+
+
+__all__ = ["Kth", "KthMagnitude", "Method", "Reduction", "Statistics", "Sums", "Tile", "method", "reduce_in_memory"]

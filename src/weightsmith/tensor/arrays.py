@@ -1,0 +1,81 @@
+"""One set of formulas for numpy arrays and torch tensors.
+
+Every function of this room has an eager form, which both libraries run, and most have a compiled form for plain
+numpy arrays. The two give the same bits: the eager form is the compiled form's oracle.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+# A numpy array or a torch tensor. Not a Union: the eager forms use what both libraries share.
+Array: TypeAlias = Any
+
+# Sums are formed over blocks of this many elements, counted from the tensor's start; so they do not depend on
+# how a tensor is cut into tiles, as long as every tile starts at a multiple of it.
+BLOCK = 4096
+
+
+class Plain(np.ndarray[Any, np.dtype[Any]]):
+    """A numpy array that the compiled forms do not take, so that the eager forms compute it."""
+
+
+def is_compiled(*arrays: Array) -> bool:
+    """Tell whether the compiled forms take these: plain numpy, contiguous, float32 or float64."""
+    return all(type(a) is np.ndarray and a.dtype.char in "fd" and a.flags.c_contiguous for a in arrays)
+
+
+def is_torch(array: Array) -> bool:
+    """Tell whether array is a torch tensor, without importing torch."""
+    return type(array).__module__.partition(".")[0] == "torch"
+
+
+def namespace(array: Array) -> Any:
+    """Return the module whose functions take this array: numpy or torch."""
+    if is_torch(array):
+        import torch
+
+        return torch
+    return np
+
+
+def cast(array: Array, dtype: str) -> Array:
+    """Return array as dtype ("float32", "float64", "int64", ...), copied only where needed."""
+    if is_torch(array):
+        import torch
+
+        return array.to(getattr(torch, dtype))
+    return array.astype(dtype, copy=False)
+
+
+def like(values: Any, array: Array) -> Array:
+    """Return values as an array of the library, dtype and device of `array`."""
+    if is_torch(array):
+        import torch
+
+        return torch.as_tensor(values, dtype=array.dtype, device=array.device)
+    return np.asarray(values, dtype=array.dtype)
+
+
+def blocked_sum(values: Array) -> Array:
+    """Sum float64 values in blocks of BLOCK, each by halving, a fixed order.
+
+    Args:
+        values: (n,), float64.
+
+    Returns:
+        (ceil(n / BLOCK),), float64.
+    """
+    xp = namespace(values)
+    blocks = -(-values.shape[0] // BLOCK)
+    padded = xp.zeros(blocks * BLOCK, dtype=values.dtype)
+    if is_torch(values):
+        padded = padded.to(values.device)
+    padded[: values.shape[0]] = values
+    folded = padded.reshape(blocks, BLOCK)
+    while folded.shape[1] > 1:
+        half = folded.shape[1] // 2
+        folded = folded[:, :half] + folded[:, half:]
+    return folded[:, 0]
