@@ -69,7 +69,8 @@ class Tile:
     Attributes:
         name: The tensor's name.
         shape: The whole tensor's shape.
-        start: Flat index of the first element given.
+        start: Flat index, in the tensor, of the first element given.
+        position: The same index in the scope of the statistics; 0 for rows, which are given whole.
         layer: The tensor's layer, from 0; None outside the layers.
         layers: How many layers the model has.
         statistics: What `prepare` returned, for the scope this tile belongs to.
@@ -78,6 +79,7 @@ class Tile:
     name: str = "tensor"
     shape: tuple[int, ...] = ()
     start: int = 0
+    position: int = 0
     layer: int | None = None
     layers: int = 0
     statistics: Any = None
@@ -202,7 +204,7 @@ class Method:
             if not bool(namespace(x).isfinite(x).all()):
                 raise NonFiniteError(f"{caller}: input {i} holds NaN or infinity")
         stack = namespace(first).stack(flat[1:] if base is not None else flat)
-        where = replace(tile or Tile(), shape=tuple(first.shape), start=0)
+        where = replace(tile or Tile(), shape=tuple(first.shape), start=0, position=0)
         result = self.whole(flat[0] if base is not None else None, stack, checked, where)
         return _restore(result.reshape(tuple(first.shape)), first)
 
@@ -213,9 +215,7 @@ class Method:
         scope = self.reduction_scope(parameters)
         if scope is not None:
             units = others.shape[1] // tile.row_length if scope == "row" else 1
-            statistics = self.statistics(parameters)
-            assert statistics is not None
-            found = reduce_in_memory(statistics, base, others, tile, units)
+            found = reduce_in_memory(self.statistics(parameters), base, others, tile, units)
             tile = replace(tile, statistics=found)
         return self.apply(base, others, parameters, tile)
 
@@ -225,18 +225,27 @@ class Method:
         return self.function(*inputs, tile=tile, **parameters)
 
 
-def reduce_in_memory(statistics: Statistics, base: Array, others: Array, tile: Tile, units: int = 1) -> Any:
-    """Answer a generator's reductions over tensors held in memory; return what it returns."""
-    answer: Any = None
+def answer_all(statistics: Statistics | None, answer: Callable[[Reduction], Any]) -> Any:
+    """Run a generator of reductions, each answered by `answer`; return what it returns, None for no generator."""
+    given: Any = None
     try:
-        while True:
-            asked = statistics.send(answer)
-            if isinstance(asked, KthMagnitude):
-                answer = kth_magnitude(others, asked.ranks(others.shape[1] // units), units)
-            else:
-                answer = exact_sums([asked.of(base, others, tile)])
+        while statistics is not None:
+            given = answer(statistics.send(given))
     except StopIteration as done:
         return done.value
+
+
+def reduce_in_memory(
+    statistics: Statistics | None, base: Array, others: Array, tile: Tile, units: int = 1
+) -> Any:
+    """Answer a generator's reductions over tensors held in memory; return what it returns."""
+
+    def answer(asked: Reduction) -> Any:
+        if isinstance(asked, KthMagnitude):
+            return kth_magnitude(others, asked.ranks(others.shape[1] // units), units)
+        return exact_sums([asked.of(base, others, tile)])
+
+    return answer_all(statistics, answer)
 
 
 def exact_sums(parts: Sequence[Array]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -27,7 +27,7 @@ def prepare(*, density: float, drop_top: float) -> Statistics:
 def band(task_vectors: Array, statistics: tuple[Kth, Kth], tile: Tile) -> Array:
     """Return the task vectors with the largest and the smallest entries zeroed, (T, n)."""
     top, inside = statistics
-    return trim(task_vectors, inside, top, tile.start if inside.value.shape[1] == 1 else 0)
+    return trim(task_vectors, inside, top, tile.position)
 
 
 @method(prepare=prepare, scope="parameter")

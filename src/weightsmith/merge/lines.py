@@ -24,7 +24,7 @@ def _prepare_ties(alpha: float | None, density: float) -> Statistics:
         return found, None
 
     def norms(base: Array, task_vectors: Array, tile: Tile) -> Array:
-        vector = ties_vector(task_vectors, found, "mean", tile.start)
+        vector = ties_vector(task_vectors, found, "mean", tile.position)
         return columns(absolute_sum(weighted_sum(task_vectors)), absolute_sum(vector))
 
     total, merged = yield Sums(norms)
@@ -79,7 +79,7 @@ def lines(
         vector = weighted_sum(task_vectors)
     else:
         found, ratio = tile.statistics
-        vector = ties_vector(task_vectors, found, "mean", tile.start)
+        vector = ties_vector(task_vectors, found, "mean", tile.position)
     first = alpha if alpha is not None else ratio / len(task_vectors)
     depth = tile.layer / (tile.layers - 1) if tile.layer is not None and tile.layers > 1 else 0.0
     return add_scaled(base, vector, first + beta * depth)

@@ -24,7 +24,7 @@ def shared_vector(task_vectors: Array, merged: str, tile: Tile) -> Array:
     """Return the one vector that all tasks share, (T, n) -> (n,): the sum, or TIES with merge sum."""
     if merged == "sum":
         return weighted_sum(task_vectors)
-    return ties_vector(task_vectors, tile.statistics, "sum", tile.start)
+    return ties_vector(task_vectors, tile.statistics, "sum", tile.position)
 
 
 @method(prepare=prepare, scope="model")

@@ -17,16 +17,16 @@ def prepare(*, density: float) -> Statistics:
     (kth,) = yield KthMagnitude(lambda size: [max(1, round(density * size))])
 
     def balance(base: Array, task_vectors: Array, tile: Tile) -> Array:
-        return columns(integer_block(majority(trim(task_vectors, kth, start=tile.start))))
+        return columns(integer_block(majority(trim(task_vectors, kth, start=tile.position))))
 
     (total,) = yield Sums(balance)
     return kth, int(total > 0) - int(total < 0)
 
 
-def ties_vector(task_vectors: Array, statistics: tuple[Kth, int], merge: str, start: int) -> Array:
+def ties_vector(task_vectors: Array, statistics: tuple[Kth, int], merge: str, position: int) -> Array:
     """Trim, elect, merge: (T, n) -> (n,), given what `prepare` found."""
     kth, undecided = statistics
-    return merge_agreeing(trim(task_vectors, kth, start=start), merge, undecided)
+    return merge_agreeing(trim(task_vectors, kth, start=position), merge, undecided)
 
 
 @method(prepare=prepare, scope="parameter")
@@ -73,4 +73,4 @@ def ties(
         >>> ties(base, [np.array([3.0, -1.0, 0.2, 0.1]), np.array([1.0, 2.0, -0.1, 0.3])], density=0.5).tolist()
         [2.0, 2.0, 0.0, 0.0]
     """
-    return add_scaled(base, ties_vector(task_vectors, tile.statistics, merge, tile.start), lambda_)
+    return add_scaled(base, ties_vector(task_vectors, tile.statistics, merge, tile.position), lambda_)

@@ -1,0 +1,128 @@
+"""How the engine cuts its work so that it stays inside `--memory`: predicted, and refused beforehand."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+from weightsmith.errors import ResourceError
+from weightsmith.tensor.arrays import BLOCK
+
+RADIX = 1 << 16
+MEGABYTE = 1_000_000
+
+# Anonymous memory of the interpreter with numpy and the compiled loops, measured by bench/scaling.py; with torch, more.
+HOST_BYTES = 150 * MEGABYTE
+CUDA_BYTES = 1_500 * MEGABYTE
+ENTRY_BYTES = 700  # one tensor of one checkpoint in the tables of the plan
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How the engine cuts its work.
+
+    Attributes:
+        tile: Elements computed at a time by one thread, a multiple of BLOCK.
+        chunk_bytes: Output bytes handed on at a time.
+        window: Chunks in flight.
+        threads: Computing threads.
+        regions: Parts of a scope whose counts are kept apart in a search for a k-th magnitude.
+        peak_bytes: Anonymous memory expected at the most.
+    """
+
+    tile: int
+    chunk_bytes: int
+    window: int
+    threads: int
+    regions: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one run asks of memory.
+
+    Attributes:
+        inputs: Checkpoints read at once, the base included.
+        entries: Tensors in all of them together.
+        itemsize: Bytes of a working number, 4 or 8.
+        ranks: k-th magnitudes searched per task vector; 0 for none.
+        row: Longest row that must be held whole, in elements; 0 for none.
+        factor_bytes: Low-rank factors of the largest adapted tensor, as float32.
+        on_device: Whether tiles are computed on a CUDA device.
+    """
+
+    inputs: int
+    entries: int
+    itemsize: int
+    ranks: int = 0
+    row: int = 0
+    factor_bytes: int = 0
+    on_device: bool = False
+
+
+def usable_threads() -> int:
+    """Return the number of processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_limits(demand: Demand, memory_bytes: int, threads: int) -> Limits:
+    """Choose tiles that fit in cache and buffers that fit in memory_bytes.
+
+    Raises:
+        ResourceError: Even the smallest cut needs more; the message says how much.
+    """
+    wanted = 4_194_304 if demand.on_device else 131_072
+    cached = 12 * MEGABYTE * (100 if demand.on_device else 1)
+    row = -(-demand.row // BLOCK) * BLOCK
+    tile = max(BLOCK, wanted)
+    while tile > BLOCK and demand.inputs * tile * demand.itemsize > cached:
+        tile //= 2
+    tile = max(tile, row)
+    chunk, regions = 4 * MEGABYTE, 16
+    while True:
+        limits = Limits(tile, chunk, 2 * threads + 2, threads, regions, _peak(demand, tile, chunk, regions, threads))
+        if limits.peak_bytes <= memory_bytes:
+            return limits
+        if regions > 1 and demand.ranks:
+            regions //= 2
+        elif tile > max(BLOCK, row):
+            tile = max(tile // 2, row)
+        elif chunk > MEGABYTE:
+            chunk //= 2
+        elif threads > 1:
+            threads -= 1
+        else:
+            need = -(-limits.peak_bytes // MEGABYTE)
+            raise ResourceError(
+                "--memory is too small",
+                expected=f"at least {need} MB for {demand.inputs} inputs",
+                got=f"{memory_bytes // MEGABYTE} MB",
+                do=f"Pass --memory {need}MB or more" + (", or another --scope than row" if row else ""),
+            )
+
+
+def _peak(demand: Demand, tile: int, chunk: int, regions: int, threads: int) -> int:
+    working = tile * (8 + (2 * demand.inputs + 6) * demand.itemsize)
+    counted = demand.ranks * demand.inputs * RADIX
+    digits = counted * (4 * regions * (threads + 1) + 8 * (regions + 4))
+    fixed = (CUDA_BYTES if demand.on_device else 0) + HOST_BYTES + demand.entries * ENTRY_BYTES
+    return fixed + threads * (working + 2 * demand.factor_bytes) + (2 * threads + 2) * chunk + digits
+
+
+def machine_limit() -> int | None:
+    """Return the bytes this process may take by its control group or address-space limit; None where unlimited."""
+    found = []
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        found.append(soft)
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(path).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit() and int(text) < 2**60:
+            found.append(int(text))
+    return min(found, default=None)

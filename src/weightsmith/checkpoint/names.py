@@ -1,0 +1,116 @@
+"""Rules on tensor names: patterns, layer numbers, kinds, tied pairs. No table per architecture."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+
+# First rule that fits wins; the parts are looked for anywhere in the lower-case name.
+_KINDS = (
+    ("norm", ("norm", "ln_", ".ln1", ".ln2")),
+    ("head", ("lm_head", "embed_out", "classifier", "cls.predictions", "score.")),
+    ("embedding", ("embed", "wte", "wpe", "shared.weight")),
+    ("attention", ("attn", "attention", "q_proj", "k_proj", "v_proj", "o_proj", "qkv")),
+    ("mlp", ("mlp", "ffn", "feed_forward", "expert", "fc1", "fc2", "wi_0", "wi_1", "intermediate", "dense")),
+    ("convolution", ("conv",)),
+)
+# Input embedding, and the head beside the backbone that shares its storage where a config ties them.
+_TIED = (
+    ("shared.weight", "lm_head.weight"),
+    ("embed_tokens.weight", "lm_head.weight"),
+    ("wte.weight", "lm_head.weight"),
+    ("word_embeddings.weight", "lm_head.weight"),
+    ("tok_embeddings.weight", "output.weight"),
+    ("embed_in.weight", "embed_out.weight"),
+)
+_HEADS = (
+    "lm_head.weight",
+    "embed_out.weight",
+    "cls.predictions.decoder.weight",
+    "lm_head.decoder.weight",
+    "output.weight",
+)
+_BACKBONES = ("model", "transformer", "gpt_neox", "encoder", "decoder")
+
+
+def layer_of(name: str) -> int | None:
+    """Return the layer a tensor belongs to: the first part of its name that is a number, else None.
+
+    Parts are what dots separate. Later numbers (experts, sub-layers) do not count, nor do numbers of more
+    than five digits. An encoder and a decoder both number their layers from 0.
+
+    >>> layer_of("model.layers.3.mlp.experts.5.up_proj.weight")
+    3
+    >>> layer_of("lm_head.weight") is None
+    True
+    """
+    for part in name.split("."):
+        if part.isdigit() and part.isascii() and len(part) <= 5:
+            return int(part)
+    return None
+
+
+def layer_count(names: Iterable[str]) -> int:
+    """Return 1 + the largest layer number among the names; 0 where none has one.
+
+    >>> layer_count(["h.0.w", "h.11.w", "wte.weight"])
+    12
+    """
+    return 1 + max((layer for name in names if (layer := layer_of(name)) is not None), default=-1)
+
+
+def kind_of(name: str) -> str:
+    """Return a label: norm, head, embedding, attention, mlp, convolution or other. For display only.
+
+    >>> kind_of("model.layers.3.self_attn.q_proj.weight")
+    'attention'
+    """
+    lower = name.lower()
+    for kind, parts in _KINDS:
+        if any(part in lower for part in parts):
+            return kind
+    return "head" if lower == "output.weight" else "other"
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Tell whether a glob (`*`, `?`, `[abc]`) fits the whole name; case counts, and `*` spans dots.
+
+    >>> matches("*.mlp.*", "model.layers.0.mlp.up_proj.weight")
+    True
+    """
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def tied_pair(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return the input embedding and the output head that `tie_word_embeddings` makes one tensor.
+
+    The embedding is found by the end of its name. The head is the one present; where none is, the name it
+    would have: beside the backbone, so `a.model.embed_tokens.weight` gives `a.lm_head.weight`. None where no
+    embedding, or more than one, fits.
+
+    >>> tied_pair(["model.embed_tokens.weight", "model.norm.weight"])
+    ('model.embed_tokens.weight', 'lm_head.weight')
+    """
+    listed = list(names)
+    for suffix, head in _TIED:
+        found = [name for name in listed if _ends_with(name, suffix)]
+        if len(found) > 1:
+            return None
+        if found:
+            embedding = found[0]
+            present = [n for h in _HEADS for n in listed if _ends_with(n, h) and n != embedding]
+            return embedding, present[0] if present else _outer(embedding) + head
+    return None
+
+
+def _ends_with(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith("." + suffix)
+
+
+def _outer(name: str) -> str:
+    """Return what precedes the backbone in a name, its dot included."""
+    parts = name.split(".")
+    for at, part in enumerate(parts):
+        if part in _BACKBONES:
+            return "".join(f"{p}." for p in parts[:at])
+    return ""

@@ -1,0 +1,284 @@
+"""Writing a checkpoint: shards laid out beforehand, filled in any order, digested in order, published by one rename."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightsmith.checkpoint.entry import DTYPE_BITS
+from weightsmith.errors import ArgumentError, ResourceError, shown
+
+FLUSH_BYTES = 128_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one tensor of the output lies: nbytes bytes at offset of the shard."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One output file: its name, its header's bytes, and its tensors in order."""
+
+    name: str
+    header: bytes
+    slots: tuple[Slot, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.header) + sum(s.nbytes for s in self.slots)
+
+
+def lay_out(
+    tensors: Iterable[tuple[str, str, tuple[int, ...], int]], shard_bytes: int, metadata: dict[str, str]
+) -> list[Shard]:
+    """Lay tensors out in shards: a shard is closed when the next tensor would not fit; a larger one stands alone.
+
+    Args:
+        tensors: (name, dtype, shape, nbytes) each, in the order wanted.
+        shard_bytes: Bound on the tensors' bytes in one file.
+        metadata: String to string, into each header; `{"format": "pt"}` for transformers.
+
+    Returns:
+        The shards; `model.safetensors` where one is enough. Inside a shard wider dtypes come first, so that every
+        tensor is aligned.
+    """
+    groups: list[list[tuple[str, str, tuple[int, ...], int]]] = [[]]
+    held = 0
+    for tensor in tensors:
+        if groups[-1] and held + tensor[3] > shard_bytes:
+            groups.append([])
+            held = 0
+        groups[-1].append(tensor)
+        held += tensor[3]
+    shards = []
+    for i, group in enumerate(groups, 1):
+        name = "model.safetensors" if len(groups) == 1 else f"model-{i:05d}-of-{len(groups):05d}.safetensors"
+        shards.append(_lay_out_one(name, sorted(group, key=lambda t: -DTYPE_BITS[t[1]]), metadata))
+    return shards
+
+
+def _lay_out_one(
+    name: str, group: Sequence[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str]
+) -> Shard:
+    table: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for tensor, dtype, shape, nbytes in group:
+        table[tensor] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        offset += nbytes
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    slots, place = [], len(header)
+    for tensor, dtype, shape, nbytes in group:
+        slots.append(Slot(tensor, dtype, shape, place, nbytes))
+        place += nbytes
+    return Shard(name, header, tuple(slots))
+
+
+class Output:
+    """A folder being written beside its final place. Use as a context manager; without `publish` nothing remains.
+
+    Threads may call `write` at once, for different ranges; `digest` is called in file order by one thread.
+    """
+
+    def __init__(self, out: Path, shards: Sequence[Shard]) -> None:
+        self.out = out
+        self.shards = tuple(shards)
+        self.partial = out.parent / f"{out.name}.partial-{secrets.token_hex(4)}"
+        self._handles: list[int] = []
+        self._hashes = [hashlib.sha256(s.header) for s in shards]
+        self._pending = 0
+        self._flush = threading.Event()
+        self._closing = False
+        self._flusher = threading.Thread(target=self._flush_often, daemon=True)
+
+    def __enter__(self) -> Output:
+        try:
+            out_parent = self.out.parent
+            out_parent.mkdir(parents=True, exist_ok=True)
+            self.partial.mkdir()
+            for shard in self.shards:
+                handle = os.open(self.partial / shard.name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+                self._handles.append(handle)
+                self._write_all(handle, memoryview(shard.header), 0)
+        except OSError as error:
+            self.__exit__()
+            raise _failed(self.partial, error) from error
+        self._flusher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop_flusher()
+        for handle in self._handles:
+            os.close(handle)
+        self._handles = []
+        if self.partial.exists():
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def write(self, shard: int, offset: int, data: memoryview) -> None:
+        """Write data at an offset of a shard."""
+        try:
+            self._write_all(self._handles[shard], data, offset)
+        except OSError as error:
+            raise _failed(self.partial / self.shards[shard].name, error) from error
+        self._pending += data.nbytes
+        if self._pending >= FLUSH_BYTES:
+            self._pending = 0
+            self._flush.set()
+
+    def digest(self, shard: int, data: memoryview) -> None:
+        """Add the next bytes of a shard, in file order, to its SHA-256."""
+        self._hashes[shard].update(data)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return name, size and SHA-256 of every shard, complete once all is written."""
+        return [
+            {"file": s.name, "bytes": s.size, "sha256": h.hexdigest()}
+            for s, h in zip(self.shards, self._hashes, strict=True)
+        ]
+
+    def write_index(self) -> None:
+        """Write model.safetensors.index.json where there are several shards."""
+        if len(self.shards) > 1:
+            total = sum(slot.nbytes for s in self.shards for slot in s.slots)
+            names = {slot.name: s.name for s in self.shards for slot in s.slots}
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
+            self.write_text("model.safetensors.index.json", json.dumps(index, indent=2, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a small file into the folder."""
+        try:
+            (self.partial / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise _failed(self.partial / name, error) from error
+
+    def publish(self) -> None:
+        """Sync everything, then rename the folder to its place; an older one is moved aside first and then removed."""
+        self._stop_flusher()
+        try:
+            for handle in self._handles:
+                os.fsync(handle)
+                os.close(handle)
+            self._handles = []
+            for path in sorted(self.partial.rglob("*")):
+                if path.name not in {s.name for s in self.shards}:
+                    _sync(path)
+            _sync(self.partial)
+            aside = None
+            if os.path.lexists(self.out):
+                aside = self.out.parent / f"{self.out.name}.replaced-{secrets.token_hex(4)}"
+                os.rename(self.out, aside)
+            try:
+                os.rename(self.partial, self.out)
+            except OSError:
+                if aside is not None:
+                    os.rename(aside, self.out)
+                raise
+            _sync(self.out.parent)
+        except OSError as error:
+            raise _failed(self.out, error) from error
+        if aside is not None:
+            shutil.rmtree(aside) if aside.is_dir() and not aside.is_symlink() else aside.unlink()
+
+    @staticmethod
+    def _write_all(handle: int, data: memoryview, offset: int) -> None:
+        done = 0
+        while done < data.nbytes:
+            done += os.pwrite(handle, data[done:], offset + done)
+
+    def _flush_often(self) -> None:
+        """Send what is written to the disk while the rest is computed, so that the last sync is short."""
+        while self._flush.wait() and not self._closing:
+            self._flush.clear()
+            for handle in self._handles:
+                try:
+                    getattr(os, "fdatasync", os.fsync)(handle)
+                except OSError:
+                    return  # the final fsync reports it
+
+    def _stop_flusher(self) -> None:
+        self._closing = True
+        self._flush.set()
+        if self._flusher.is_alive():
+            self._flusher.join()
+
+
+def check_output(out: Path, inputs: Sequence[Path], *, force: bool) -> None:
+    """Refuse an output path that exists, holds or lies in an input, or cannot be made; nothing is touched.
+
+    Raises:
+        ArgumentError: The path is an input, a root, or exists without `force`.
+        ResourceError: Its folder is not writable.
+    """
+    real = Path(os.path.realpath(out))
+    if real == Path(real.anchor):
+        raise ArgumentError(f"--out '{shown(out)}'", expected="a new folder", got="the root of the file system")
+    for given in inputs:
+        theirs = Path(os.path.realpath(given))
+        if real == theirs or theirs in real.parents or real in theirs.parents:
+            raise ArgumentError(
+                f"--out '{shown(out)}'", expected="a folder apart from the inputs", got=f"the input '{shown(given)}'",
+                do="Choose another folder; inputs are never changed",
+            )
+    if os.path.lexists(out):
+        if not out.is_dir() or out.is_symlink():
+            kind = "a link" if out.is_symlink() else "a file"
+            raise ArgumentError(f"--out '{shown(out)}'", expected="a new folder", got=kind, do="Choose another name")
+        held = {p.name for p in out.iterdir()}
+        if held and force and "edit.json" not in held:
+            raise ArgumentError(
+                f"--out '{shown(out)}'", expected="a folder that weightsmith wrote", got="one without edit.json",
+                do="--force replaces nothing else; move it away yourself",
+            )
+        if held and not force:
+            raise ArgumentError(
+                f"--out '{shown(out)}' exists", expected="a new folder", got="a folder",
+                do="Choose another name, or pass --force to replace it once the new one is complete",
+            )
+    parent = real.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ResourceError(f"--out '{shown(out)}'", expected="a folder that can be written", got=f"'{parent}' is not one")
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _failed(path: Path, error: OSError) -> ResourceError:
+    way = {
+        errno.ENOSPC: "Free space, or choose another disk",
+        errno.EDQUOT: "Free space, or ask for a larger quota",
+        errno.EFBIG: "Raise the file-size limit, or choose a smaller --shard-size",
+        errno.EACCES: "Choose a folder that you may write",
+        errno.EROFS: "Choose a disk that is not read-only",
+    }.get(error.errno or 0, "Check the disk")
+    return ResourceError(f"cannot write '{shown(path)}': {error.strerror}; nothing was published", do=way)

@@ -1,0 +1,423 @@
+"""Run a plan: stream tensors through the method, write the result and its record, publish by one rename."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weightsmith.checkpoint.auxiliary import carry, model_card
+from weightsmith.checkpoint.entry import Checkpoint
+from weightsmith.checkpoint.read import Files, check_unchanged, fingerprint
+from weightsmith.checkpoint.write import Output, Shard, check_output, lay_out, sha256_file
+from weightsmith.errors import ArgumentError, MismatchError, ResourceError, shown
+from weightsmith.plan import Options, Plan, free_bytes, make_plan
+from weightsmith.recipe import DTYPES, Recipe, parse_size, read_recipe, write_recipe
+from weightsmith.stream import Piece, Stream, Work, Worker
+from weightsmith.tensor.coding import stored_bytes
+
+Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
+
+SAMPLED_TENSORS = 64
+SAMPLED_ELEMENTS = 4096
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made.
+
+    Attributes:
+        out: The published folder.
+        record: The content of its edit.json.
+        seconds: Wall time.
+        bytes_read: Bytes of input tensors, over all passes.
+        bytes_written: Bytes of output tensors.
+    """
+
+    out: Path
+    record: dict[str, Any]
+    seconds: float
+    bytes_read: int
+    bytes_written: int
+
+
+def merge(
+    method: str | Path | Recipe,
+    *,
+    out: str | Path,
+    base: str | Path | None = None,
+    models: Sequence[str | Path] = (),
+    coefficients: Sequence[float] | None = None,
+    copy: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    dtype: str | None = None,
+    shard_size: str | int = 5_000_000_000,
+    options: Options | None = None,
+    force: bool = False,
+    code: bool = False,
+    digest_inputs: bool = False,
+    progress: Progress | None = None,
+    **parameters: Any,
+) -> Result:
+    """Merge models into one and publish it as a checkpoint folder.
+
+    Args:
+        method: A method's name, a recipe file, or a Recipe.
+        out: The new folder; it appears complete or not at all.
+        base: The model that all others were trained from, where the method takes one.
+        models: The models to merge, in order: files, folders, `model+adapter`, hub ids.
+        coefficients: One factor per model, for the methods that take them.
+        copy: Globs of tensors taken from the first input unmerged.
+        drop: Globs of tensors that the first input lacks and that are left out.
+        dtype: Output dtype: float64, float32, float16 or bfloat16; default: as in the first input.
+        shard_size: Bytes per output file, a number or such as "5GB".
+        options: Memory, threads, device and the like; nothing in them changes the result.
+        force: Replace an older output, once the new one is complete.
+        code: Carry custom code files over as well.
+        digest_inputs: Record the SHA-256 of every input file.
+        progress: Called with (stage, bytes done, bytes in all).
+        **parameters: The method's parameters, such as density=0.2.
+
+    Raises:
+        ArgumentError, CheckpointError, MismatchError, NonFiniteError, ResourceError: See `errors`; nothing is published.
+
+    The same on the command line: weightsmith merge ties --base B --model A1 --model A2 --density 0.2 --out OUT
+    """
+    recipe = make_recipe(
+        method,
+        base=base,
+        models=models,
+        coefficients=coefficients,
+        copy=copy,
+        drop=drop,
+        dtype=dtype,
+        shard_size=shard_size,
+        **parameters,
+    )
+    options = options or Options()
+    return execute(
+        make_plan(recipe, options),
+        Path(out),
+        force=force,
+        code=code,
+        digest_inputs=digest_inputs,
+        force_base=options.force_base,
+        progress=progress,
+    )
+
+
+def make_recipe(
+    method: str | Path | Recipe,
+    *,
+    base: str | Path | None = None,
+    models: Sequence[str | Path] = (),
+    coefficients: Sequence[float] | None = None,
+    copy: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    dtype: str | None = None,
+    shard_size: str | int = 5_000_000_000,
+    **parameters: Any,
+) -> Recipe:
+    """Return the recipe that arguments of `merge` spell; a recipe or its file is returned as it is."""
+    if isinstance(method, Recipe | Path) or str(method).endswith((".yaml", ".yml")):
+        if models or base is not None or parameters:
+            raise ArgumentError("a recipe says what to merge", expected="no base, models or parameters beside it")
+        return method if isinstance(method, Recipe) else read_recipe(method)
+    if dtype is not None and dtype not in DTYPES:
+        raise ArgumentError("dtype", expected="one of " + ", ".join(DTYPES), got=repr(dtype))
+    references = tuple(str(m) for m in models)
+    twice = sorted({m for m in references if references.count(m) > 1} | ({str(base)} & set(references)))
+    if twice:
+        raise ArgumentError(f"merge {method}: model '{shown(twice[0])}' is given more than once")
+    return Recipe(
+        method=str(method),
+        models=references,
+        base=None if base is None else str(base),
+        coefficients=None if coefficients is None else tuple(coefficients),
+        parameters=parameters,
+        copy=tuple(copy),
+        drop=tuple(drop),
+        dtype=None if dtype is None else DTYPES[dtype],
+        shard_bytes=parse_size(shard_size),
+    )
+
+
+def execute(
+    plan: Plan,
+    out: Path,
+    *,
+    force: bool = False,
+    code: bool = False,
+    digest_inputs: bool = False,
+    force_base: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Run a plan into `out`; see `merge`."""
+    began = time.perf_counter()
+    check_target(plan, out, force=force)
+    before = [fingerprint(c) for c in plan.inputs]
+    done = 0
+
+    def report(stage: str, more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(stage, min(done, plan.bytes_read), plan.bytes_read)
+
+    with Stream(plan.job, len(plan.inputs)) as stream:
+        _check_tied(plan)
+        if plan.method.has_base and not force_base:
+            _check_base(plan, stream)
+        found = reduce_all(plan, stream, lambda more: report("measure", more))
+        shards = lay_out(
+            [(w.name, w.dtype, w.shape, _stored_size(w)) for w in plan.works],
+            plan.recipe.shard_bytes,
+            {**_aliases(plan), "format": "pt"},
+        )
+        with Output(out, shards) as output:
+            _produce(plan, stream, shards, found, output, lambda more: report("merge", more))
+            for prints in before:
+                check_unchanged(prints)
+            record = _finish(plan, output, before, code=code, digest_inputs=digest_inputs)
+            output.publish()
+    seconds = time.perf_counter() - began
+    return Result(out, record, seconds, plan.bytes_read, plan.bytes_written)
+
+
+def check_target(plan: Plan, out: Path, *, force: bool) -> None:
+    """Refuse an output path that cannot be used, or a disk without room; nothing is touched."""
+    given = [c.folder or c.files[0] for c in plan.inputs] + [f for c in plan.inputs for f in c.files]
+    check_output(out, given, force=force)
+    free = free_bytes(out.absolute().parent)
+    if free < plan.bytes_written:
+        raise ResourceError(
+            f"--out '{shown(out)}'", expected=f"{plan.bytes_written} bytes of free disk", got=f"{free}", do="Free space"
+        )
+
+
+def reduce_all(plan: Plan, stream: Stream, report: Callable[[int], None]) -> dict[str, tuple[Any, int]]:
+    """Return, by tensor name, the statistics and the tensor's position in their scope.
+
+    Tensors whose statistics are formed in memory, tile by tile, are not in it.
+    """
+    found: dict[str, tuple[Any, int]] = {}
+    by_model = []
+    for work in plan.merged:
+        scope = plan.method.reduction_scope(work.parameters or {})
+        if scope == "model":
+            by_model.append(work)
+        elif scope == "tensor" and work.size > stream.tile:
+            found[work.name] = (stream.reduce([work], report), 0)
+    if by_model:
+        statistics, position = stream.reduce(by_model, report), 0
+        for work in by_model:
+            found[work.name] = (statistics, position)
+            position += work.size
+    return found
+
+
+def _produce(
+    plan: Plan,
+    stream: Stream,
+    shards: Sequence[Shard],
+    found: Mapping[str, tuple[Any, int]],
+    output: Output,
+    report: Callable[[int], None],
+) -> None:
+    """Compute every output byte; threads write chunks as they finish, this one digests them in file order."""
+    works = {w.name: w for w in plan.works}
+    limits = plan.job.limits
+    buffers = [np.empty(max(limits.chunk_bytes, 8 * stream.tile), np.uint8) for _ in range(limits.window + 1)]
+
+    def compute(worker: Worker, chunk: _Chunk) -> tuple[_Chunk, np.ndarray[Any, Any]]:
+        buffer = buffers.pop()
+        place = 0
+        for piece in chunk.pieces:
+            if piece.work.parameters is None:
+                stop = place + piece.stop - piece.start
+                worker.copy(piece, buffer[place:stop])
+                place = stop
+                continue
+            width = stored_bytes(piece.work.dtype)
+            statistics, position = found.get(piece.work.name, (None, 0))
+            for tile in stream.tiles(piece):
+                values = worker.compute(tile, statistics, position + tile.start)
+                stop = place + values.size * width
+                worker.store(tile.work, tile.start, values, buffer[place:stop])
+                place = stop
+        output.write(chunk.shard, chunk.offset, memoryview(buffer[:place]))
+        return chunk, buffer
+
+    for chunk, buffer in stream.in_order(_chunks(shards, works, limits.chunk_bytes, stream), compute):
+        output.digest(chunk.shard, memoryview(buffer[: chunk.nbytes]))
+        buffers.append(buffer)
+        report(chunk.input_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Pieces whose bytes lie side by side in one shard."""
+
+    shard: int
+    offset: int
+    nbytes: int
+    input_bytes: int
+    pieces: tuple[Piece, ...]
+
+
+def _chunks(
+    shards: Sequence[Shard], works: Mapping[str, Work], chunk_bytes: int, stream: Stream
+) -> Iterator[_Chunk]:
+    for index, shard in enumerate(shards):
+        held: list[Piece] = []
+        start, nbytes, read = len(shard.header), 0, 0
+        for slot in shard.slots:
+            for piece, size in _pieces(works[slot.name], chunk_bytes, stream):
+                if held and nbytes + size > chunk_bytes:
+                    yield _Chunk(index, start, nbytes, read, tuple(held))
+                    held, start, nbytes, read = [], start + nbytes, 0, 0
+                held.append(piece)
+                nbytes += size
+                elements = piece.stop - piece.start
+                merged = piece.work.parameters is not None
+                read += elements * sum(stored_bytes(e.dtype) for e in piece.work.inputs) if merged else elements
+        if held:
+            yield _Chunk(index, start, nbytes, read, tuple(held))
+
+
+def _pieces(work: Work, chunk_bytes: int, stream: Stream) -> Iterator[tuple[Piece, int]]:
+    """Cut a work into pieces of at most a chunk, at tile boundaries; give each with its output bytes."""
+    if work.parameters is None:
+        for start in range(0, work.inputs[0].nbytes, chunk_bytes):
+            stop = min(start + chunk_bytes, work.inputs[0].nbytes)
+            yield Piece(work, start, stop), stop - start
+        return
+    width = stored_bytes(work.dtype)
+    step = stream.step(work)
+    step *= max(1, chunk_bytes // (step * width))
+    for start in range(0, work.size, step):
+        stop = min(start + step, work.size)
+        yield Piece(work, start, stop), (stop - start) * width
+
+
+def _stored_size(work: Work) -> int:
+    return work.inputs[0].nbytes if work.parameters is None else work.size * stored_bytes(work.dtype)
+
+
+def _aliases(plan: Plan) -> dict[str, str]:
+    """Return names that an old .bin stored as views of another tensor, for the header, as safetensors does."""
+    names = {w.name for w in plan.works}
+    return {alias: kept for alias, kept in plan.inputs[0].aliases.items() if kept in names}
+
+
+def _check_tied(plan: Plan) -> None:
+    """Check that heads dropped for being tied hold the embedding's bytes."""
+    for head, embedding in plan.must_equal:
+        equal = head.nbytes == embedding.nbytes and head.dtype == embedding.dtype
+        with Files() as files:
+            for start in range(0, head.nbytes if equal else 0, 1 << 22):
+                size = min(1 << 22, head.nbytes - start)
+                a, b = bytearray(size), bytearray(size)
+                files.pread_into(head.file, head.offset + start, memoryview(a))
+                files.pread_into(embedding.file, embedding.offset + start, memoryview(b))
+                equal = equal and a == b
+        if not equal:
+            raise MismatchError(
+                f"{head.file}: tensor '{shown(head.name)}'",
+                expected=f"the bytes of '{embedding.name}', since the first input ties the two",
+                got="others",
+                do=f"Leave it out with --drop '{head.name}', or untie the first input",
+            )
+
+
+def _check_base(plan: Plan, stream: Stream) -> None:
+    """Refuse a base from which the models lie further away than it is long, by samples of the largest tensors."""
+    works = sorted(plan.merged, key=lambda w: -w.size)[:SAMPLED_TENSORS]
+    worker = Worker(plan.job, len(plan.inputs), stream.tile)
+    lengths = np.zeros(1 + len(plan.inputs) - 1)
+    for work in works:
+        start = work.size // 2 // SAMPLED_ELEMENTS * SAMPLED_ELEMENTS
+        base, others = worker.load(work, start, min(start + SAMPLED_ELEMENTS, work.size))
+        offsets = others if "task_vectors" in plan.method.inputs else others - base
+        lengths[0] += float(np.square(base, dtype=np.float64).sum())
+        lengths[1:] += np.square(offsets, dtype=np.float64).sum(1)
+    worker.files.close()
+    for i, length in enumerate(lengths[1:], 1):
+        if length >= lengths[0] > 0:
+            raise MismatchError(
+                f"merge {plan.method.name}: model '{shown(plan.inputs[i].reference)}' does not seem to be trained from the base",
+                expected="a task vector shorter than the base",
+                got=f"one {np.sqrt(length / lengths[0]):.2f} times as long, in samples of {len(works)} tensors",
+                do="Name the right base, or pass --force-base",
+            )
+
+
+def _finish(
+    plan: Plan, output: Output, before: Sequence[dict[str, Any]], *, code: bool, digest_inputs: bool
+) -> dict[str, Any]:
+    """Write everything beside the weights; return the record."""
+    output.write_index()
+    stored = {w.dtype for w in plan.merged}
+    first = plan.inputs[0]
+    files = carry(first, output.partial, dtype=stored.pop() if len(stored) == 1 else None, code=code)
+    recipe = write_recipe(plan.recipe)
+    base = [] if plan.recipe.base is None else [plan.recipe.base]
+    card = model_card(
+        title=output.out.name,
+        bases=[*base, *plan.recipe.models],
+        method=plan.method.name,
+        recipe_yaml=recipe,
+        sources=plan.inputs,
+        version=version("weightsmith"),
+        notes=plan.notes,
+        transformers="architectures" in first.config,
+    )
+    output.write_text("README.md", card)
+    weights = output.records()
+    beside = [p for p in sorted(output.partial.rglob("*")) if p.is_file() and p.name not in {w["file"] for w in weights}]
+    record = {
+        "format": 1,
+        "weightsmith": version("weightsmith"),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__},
+        "recipe": recipe,
+        "method": plan.method.name,
+        "parameters": _plain_parameters(plan),
+        "inputs": [_describe(c, p, digest_inputs) for c, p in zip(plan.inputs, before, strict=True)],
+        "outputs": weights
+        + [
+            {"file": str(p.relative_to(output.partial)), "bytes": p.stat().st_size, "sha256": sha256_file(p)}
+            for p in beside
+        ],
+        "carried": files,
+        "tensors": {
+            "merged": len(plan.merged),
+            "copied": [{"name": w.name, "reason": w.reason} for w in plan.copied],
+            "dropped": [{"model": d.model, "name": d.name, "reason": d.reason} for d in plan.dropped],
+        },
+        "notes": list(plan.notes),
+    }
+    output.write_text("edit.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    return record
+
+
+def _plain_parameters(plan: Plan) -> dict[str, Any]:
+    """Return the parameters in force; those that differ between tensors by their range of tensors."""
+    first = plan.merged[0].parameters or {}
+    varying = {n for w in plan.merged for n, v in (w.parameters or {}).items() if v != first[n]}
+    plain = {n: list(v) if isinstance(v, tuple) else v for n, v in first.items() if n not in varying}
+    return {**plain, **{n: "by tensor, see the recipe" for n in sorted(varying)}}
+
+
+def _describe(checkpoint: Checkpoint, prints: Mapping[str, Any], digest: bool) -> dict[str, Any]:
+    files = []
+    for path, found in prints.items():
+        described = {"file": Path(path).name, "bytes": found["size"], "header_sha256": found["header_sha256"]}
+        files.append({**described, "sha256": sha256_file(Path(path))} if digest else described)
+    return {"reference": checkpoint.reference, "revision": checkpoint.revision, "files": files}
