@@ -20,7 +20,7 @@ from weightsmith.budget import RADIX, Limits
 from weightsmith.checkpoint.entry import Entry
 from weightsmith.checkpoint.read import Files
 from weightsmith.device import Device
-from weightsmith.errors import CheckpointError, NonFiniteError, shown
+from weightsmith.errors import ArgumentError, CheckpointError, NonFiniteError, shown
 from weightsmith.method import KthMagnitude, Method, Reduction, Tile, answer_all, exact_sums
 from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import Array
@@ -74,7 +74,7 @@ class Job:
     """What all tiles of one run share.
 
     Attributes:
-        method: The method.
+        method: The method; None to read the inputs as they are.
         layers: How many layers the model has.
         compute_dtype: "float32", or "float64" where any merged input is F64.
         limits: How the work is cut.
@@ -82,12 +82,19 @@ class Job:
         allow_nonfinite: Let NaN and infinity pass.
     """
 
-    method: Method
+    method: Method | None
     layers: int
     compute_dtype: str
     limits: Limits
     device: Device
     allow_nonfinite: bool = False
+
+    @property
+    def chosen(self) -> Method:
+        """The method; ArgumentError where there is none."""
+        if self.method is None:
+            raise ArgumentError("this job has no method")
+        return self.method
 
 
 class Worker:
@@ -103,14 +110,18 @@ class Worker:
         self.device = job.device.for_thread()
 
     def load(self, work: Work, start: int, stop: int) -> tuple[Array, Array]:
-        """Return (base or None, others) for elements start .. stop: (n,) and (T, n), valid until the next load."""
+        """Return (base, others) for elements start .. stop: (n,) and (T, n), valid until the next load.
+
+        The base is None, and `others` are all inputs, where the method has no base or there is no method.
+        """
         count, size = len(work.inputs), stop - start
         values = self._values[: count * size].reshape(count, size)
         for row, entry in zip(values, work.inputs, strict=True):
             self.read(entry, start, stop, row)
-        if not self.job.method.has_base:
+        method = self.job.method
+        if method is None or not method.has_base:
             return None, values
-        if "task_vectors" in self.job.method.inputs:
+        if "task_vectors" in method.inputs:
             np.subtract(values[1:], values[0], out=values[1:])
         return values[0], values[1:]
 
@@ -139,7 +150,8 @@ class Worker:
         work, job = piece.work, self.job
         base, others = self.load(work, piece.start, piece.stop)
         where = Tile(work.name, work.shape, piece.start, position, work.layer, job.layers, statistics)
-        run = job.method.whole if statistics is None else job.method.apply
+        method = job.chosen
+        run = method.whole if statistics is None else method.apply
         return self.device.run(lambda b, o: run(b, o, work.parameters or {}, where), base, others)
 
     def store(self, work: Work, start: int, values: Array, out: Array) -> None:
@@ -148,7 +160,7 @@ class Worker:
             finite = np.isfinite(values)
             index = int(np.argmin(finite)) if not finite.all() else int(np.argmax(np.abs(values)))
             raise NonFiniteError(
-                f"merge {self.job.method.name}: result of tensor '{shown(work.name)}'",
+                f"result of tensor '{shown(work.name)}'",
                 expected=f"numbers that fit {work.dtype}",
                 got=f"{values[index]} at flat index {start + index}",
                 do="Choose a wider --dtype or smaller coefficients, or pass --allow-nonfinite",
@@ -226,7 +238,7 @@ class Stream:
 
     def step(self, work: Work) -> int:
         """Return how many elements of a work are computed at a time: a tile, or whole rows where the scope is rows."""
-        if self.job.method.reduction_scope(work.parameters or {}) != "row":
+        if self.job.chosen.reduction_scope(work.parameters or {}) != "row":
             return self.tile
         row = work.shape[-1] if work.shape else 1
         return max(1, self.tile // row) * row
@@ -236,6 +248,25 @@ class Stream:
         step = self.step(piece.work)
         for start in range(piece.start, piece.stop, step):
             yield Piece(piece.work, start, min(start + step, piece.stop))
+
+    def each(
+        self, works: Sequence[Work], function: Callable[[Array, Array, Tile], U]
+    ) -> Iterator[tuple[Piece, list[U]]]:
+        """Yield, in order, pieces of works with function(base, others, tile) of each of their tiles.
+
+        A tensor may come in several pieces; tiles start at multiples of BLOCK.
+        """
+
+        def run(worker: Worker, batch: list[Piece]) -> list[tuple[Piece, list[U]]]:
+            found: dict[str, tuple[Piece, list[U]]] = {p.work.name: (p, []) for p in batch}
+            for part, base, others in self._each_tile(worker, batch):
+                work = part.work
+                where = Tile(work.name, work.shape, part.start, part.start, work.layer, self.job.layers)
+                found[work.name][1].append(function(base, others, where))
+            return list(found.values())
+
+        for results in self.in_order(self._batches(works), run):
+            yield from results
 
     def reduce(self, works: Sequence[Work], report: Callable[[int], None]) -> Any:
         """Answer the method's reductions over works as one scope; return what `prepare` returns."""
@@ -251,7 +282,7 @@ class Stream:
                 return self._kth(batches, offsets, total, asked.ranks(total), report)
             return self._sums(batches, offsets, asked.of, report)
 
-        return answer_all(self.job.method.statistics(parameters), answer)
+        return answer_all(self.job.chosen.statistics(parameters), answer)
 
     def _batches(self, works: Sequence[Work]) -> Iterator[list[Piece]]:
         """Group pieces of about a chunk each, in order."""
@@ -306,7 +337,7 @@ class Stream:
         report: Callable[[int], None],
     ) -> list[Kth]:
         """Find exact k-th magnitudes by counting 16-bit digits, high to low; then where the last of the k lies."""
-        vectors = len(batches[0][0].work.inputs) - self.job.method.has_base
+        vectors = len(batches[0][0].work.inputs) - self.job.chosen.has_base
         wide = self.job.compute_dtype == "float64"
         bits, shifts = (np.uint64, (48, 32, 16, 0)) if wide else (np.uint32, (16, 0))
         asked = [k for k in ranks if k > 0]

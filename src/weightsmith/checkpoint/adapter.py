@@ -128,11 +128,11 @@ def _member(folder: Path, names: tuple[str, ...], follow_symlinks: bool) -> Path
             f"adapter '{shown(folder)}' " + ("is ambiguous" if found else "is incomplete"),
             expected=" or ".join(f"'{name}'" for name in names),
             got="both" if found else "none",
-            do="keep one of them" if found else "name a folder that PEFT saved",
+            do="Keep one of them" if found else "Name a folder that PEFT saved",
         )
     fault = check_member(folder / found[0], folder, follow_symlinks=follow_symlinks)
     if fault:
-        raise CheckpointError(fault, expected="a regular file", do="copy the file into the folder")
+        raise CheckpointError(fault, expected="a regular file", do="Copy the file into the folder")
     return folder / found[0]
 
 

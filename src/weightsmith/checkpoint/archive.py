@@ -146,5 +146,5 @@ def _refuse(path: Path, problem: str, expected: str = "") -> NoReturn:
     raise CheckpointError(
         f"file '{shown(path)}': {problem}",
         expected=expected or "a zip archive as torch.save writes it",
-        do="fetch the file again, or save the model with safetensors",
+        do="Fetch the file again, or save the model with safetensors",
     )

@@ -237,15 +237,6 @@ def model_card(
     front: dict[str, Any] = {"base_model": list(dict.fromkeys(parents)), "base_model_relation": "merge"}
     front |= {"library_name": "transformers"} if transformers else {}
     front |= {"tags": ["merge", "weightsmith"], **license_}
-    rows = [
-        (
-            _name_of(source),
-            source.revision or "",
-            len(source.tensors),
-            sum(e.size for e in source.tensors.values()),
-        )
-        for source in sources
-    ]
     hide = _hider([*bases, *(source.reference for source in sources)])
     lines = [
         "---",
@@ -258,7 +249,7 @@ def model_card(
         "",
         "| model | revision | tensors | elements |",
         "|---|---|---|---|",
-        *("| " + " | ".join(_plain(str(cell)) for cell in row) + " |" for row in rows),
+        *map(_row, sources),
         "",
         *(f"- {_plain(hide(note))}" for note in notes),
         *([""] if notes else []),
@@ -304,8 +295,10 @@ def _parts(reference: str) -> list[str]:
     return [reference, *adapters]
 
 
-def _name_of(source: Checkpoint) -> str:
-    return " + ".join(public_name(part) for part in _parts(source.reference))
+def _row(source: Checkpoint) -> str:
+    name = " + ".join(public_name(part) for part in _parts(source.reference))
+    size = sum(entry.size for entry in source.tensors.values())
+    return f"| {_plain(name)} | {_plain(source.revision or '')} | {len(source.tensors)} | {size} |"
 
 
 def _hider(references: Sequence[str]) -> Callable[[str], str]:
@@ -340,7 +333,7 @@ def _common_license(sources: Sequence[Checkpoint]) -> tuple[dict[str, str], str]
 
 
 def _license(folder: Path | None) -> tuple[dict[str, str], str]:
-    """Return the license entries of a folder's README.md, and the license or the reason that there is none."""
+    """Return the license entries of a folder's README.md, and the license or why there is none."""
     if folder is None or not os.path.lexists(folder / "README.md"):
         return {}, "no README.md"
     path = folder / "README.md"
@@ -361,10 +354,10 @@ def _license(folder: Path | None) -> tuple[dict[str, str], str]:
     fields = mapping(root, "front matter", None, faults) if root else {}
     if faults:
         return {}, "the front matter of README.md has faults"
-    entries = {}
+    entries: dict[str, str] = {}
     for key in ("license", "license_name", "license_link"):
-        text_ = text_of(fields.get(key), key, faults)
-        entries |= {key: shown(text_)} if text_ else {}
+        value = text_of(fields.get(key), key, faults)
+        entries |= {key: shown(value)} if value else {}
     if faults or not _LICENSE.fullmatch(entries.get("license", "")):
         return {}, "none stated"
     return entries, entries["license"]

@@ -90,13 +90,13 @@ def read_json(path: Path, limit_bytes: int) -> Any:
                 f"file '{shown(path)}' is too large",
                 expected=f"at most {limit_bytes} bytes",
                 got=f"{size}",
-                do="check that it is what its name says",
+                do="Check that it is what its name says",
             )
         raw = read_exactly(handle, size, 0, path)
     kind = sniff(raw[:64])
     if kind:
         raise CheckpointError(
-            f"file '{shown(path)}' is not JSON", expected="JSON", got=kind, do="fetch the file again"
+            f"file '{shown(path)}' is not JSON", expected="JSON", got=kind, do="Fetch the file again"
         )
     return strict_json(raw, f"file '{shown(path)}'", nonfinite=True)
 
@@ -113,7 +113,7 @@ def read_config(path: Path) -> dict[str, Any]:
             f"file '{shown(path)}' is not a mapping",
             expected="a JSON object",
             got=type(value).__name__,
-            do="restore the file of the original model",
+            do="Restore the file of the original model",
         )
     level: list[Any] = [value]
     for _ in range(CONFIG_DEPTH):
@@ -127,7 +127,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"file '{shown(path)}' nests too deeply",
             expected=f"at most {CONFIG_DEPTH} levels",
-            do="restore the file of the original model",
+            do="Restore the file of the original model",
         )
     return value
 
@@ -174,7 +174,7 @@ def _choose(folder: Path, names: list[str]) -> str:
             f"{where} is ambiguous",
             expected="one file of weights or one index",
             got=" and ".join(f"'{name}'" for name in found),
-            do=f"name the one to read, such as '{shown(folder / found[0])}'",
+            do=f"Name the one to read, such as '{shown(folder / found[0])}'",
         )
     shards = [name for name in names if _SHARD.fullmatch(name)]
     if found:
@@ -185,7 +185,7 @@ def _choose(folder: Path, names: list[str]) -> str:
                 f"{where} is ambiguous",
                 expected=f"'{found[0]}' alone",
                 got="also the shards " + ", ".join(f"'{shown(s)}'" for s in strays[:10]),
-                do=f"name the one to read, such as '{shown(folder / found[0])}', or move the others away",
+                do=f"Name the one to read, such as '{shown(folder / found[0])}', or move the others away",
             )
         return found[0]
     if shards:
@@ -193,7 +193,7 @@ def _choose(folder: Path, names: list[str]) -> str:
             f"{where} holds shards without their index",
             expected="'model.safetensors.index.json' or 'pytorch_model.bin.index.json'",
             got=", ".join(f"'{shown(s)}'" for s in shards[:10]),
-            do="fetch the index",
+            do="Fetch the index",
         )
     lone = [n for n in names if n.endswith(".safetensors") and n not in _ADAPTER_NAMES]
     if len(lone) == 1:
@@ -202,14 +202,14 @@ def _choose(folder: Path, names: list[str]) -> str:
         raise CheckpointError(
             f"{where} holds an adapter, not a model",
             expected="a file of weights",
-            do=f"write BASE+{shown(folder)} to apply it to its base",
+            do=f"Write BASE+{shown(folder)} to apply it to its base",
         )
     others = lone or [n for n in names if n.endswith((*TORCH_SUFFIXES, *INDEX_SUFFIXES))]
     raise CheckpointError(
         f"{where} holds " + ("several files of weights" if others else "no weights"),
         expected="model.safetensors, pytorch_model.bin, an index of one, or one other .safetensors file",
         got=", ".join(f"'{shown(n)}'" for n in others[:10]) or f"{len(names)} other files",
-        do="name the file to read" if others else "name a folder that holds a model",
+        do="Name the file to read" if others else "Name a folder that holds a model",
     )
 
 
@@ -217,7 +217,7 @@ def _assemble(path: Path, folder: Path | None, reference: str, follow_symlinks: 
     root = folder or path.parent
     fault = check_member(path, root, follow_symlinks=follow_symlinks)
     if fault:
-        raise CheckpointError(fault, expected="a regular file of weights", do="name another file")
+        raise CheckpointError(fault, expected="a regular file of weights", do="Name another file")
     notes: list[str] = []
     if path.name.endswith(INDEX_SUFFIXES):
         files, weights = _read_shards(path, follow_symlinks, notes)
@@ -243,7 +243,7 @@ def _config(folder: Path, follow_symlinks: bool, notes: list[str]) -> dict[str, 
         return {}
     fault = check_member(path, folder, follow_symlinks=follow_symlinks)
     if fault:
-        raise CheckpointError(fault, expected="a regular file", do="restore the file of the original model")
+        raise CheckpointError(fault, expected="a regular file", do="Restore the file of the original model")
     config = read_config(path)
     if "auto_map" in config:
         notes.append(f"{shown(path)} names custom code (auto_map), which is never run here")
@@ -259,26 +259,27 @@ def _read_shards(index: Path, follow_symlinks: bool, notes: list[str]) -> tuple[
         raise CheckpointError(
             f"{what} has no weight_map",
             expected="a mapping of tensor names to file names",
-            do="fetch it again",
+            do="Fetch it again",
         )
     faults: list[str] = []
     names = _shard_names(index, listed, faults)
-    if not faults:
-        for name in names:
-            fault = check_member(index.parent / name, index.parent, follow_symlinks=follow_symlinks)
-            if fault:
-                faults.append(f"shard {fault}")
-        faults += _unlisted(index, set(names))
+    if faults:
+        raise_all(faults, CheckpointError, what, "Fetch the model again, or repair the index")
     weights = _Weights()
-    if not faults:
-        for name in names:
-            _add_shard(index.parent / name, listed, weights, faults)
-        known = weights.tensors.keys() | weights.aliases.keys()
-        faults += [
-            f"tensor '{shown(name)}' is in the index but not in its shard '{shown(shard)}'"
-            for name, shard in listed.items()
-            if name not in known
-        ]
+    unread = set()
+    for name in names:
+        fault = check_member(index.parent / name, index.parent, follow_symlinks=follow_symlinks)
+        fault = fault and f"shard {fault}" or _add_shard(index.parent / name, listed, weights, faults)
+        if fault:
+            faults.append(fault)
+            unread.add(name)
+    faults += _unlisted(index, set(names))
+    known = weights.tensors.keys() | weights.aliases.keys()
+    faults += [
+        f"tensor '{shown(name)}' is in the index but not in its shard '{shown(shard)}'"
+        for name, shard in listed.items()
+        if name not in known and shard not in unread
+    ]
     if faults:
         raise_all(faults, CheckpointError, what, "Fetch the model again, or repair the index")
     _check_total(index, table.get("metadata"), weights.tensors, notes)
@@ -327,12 +328,12 @@ def _unlisted(index: Path, names: set[str]) -> list[str]:
     ]
 
 
-def _add_shard(path: Path, listed: dict[str, Any], weights: _Weights, faults: list[str]) -> None:
+def _add_shard(path: Path, listed: dict[str, Any], weights: _Weights, faults: list[str]) -> str | None:
+    """Add what a shard holds, and the faults of its tensors; return why it cannot be read, if so."""
     try:
         tensors, metadata, aliases = read_weights(path)
     except CheckpointError as error:
-        faults.append(str(error))
-        return
+        return str(error)
     for name in (*tensors, *aliases):
         other = weights.tensors.get(name) or weights.tensors.get(weights.aliases.get(name, ""))
         if other:
@@ -344,6 +345,7 @@ def _add_shard(path: Path, listed: dict[str, Any], weights: _Weights, faults: li
     weights.tensors.update(tensors)
     weights.metadata.update(metadata)
     weights.aliases.update(aliases)
+    return None
 
 
 def _check_total(index: Path, metadata: Any, tensors: dict[str, Entry], notes: list[str]) -> None:

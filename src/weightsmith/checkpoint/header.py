@@ -20,7 +20,7 @@ METADATA_BYTES = 10_000_000
 DIMENSIONS = 64  # what numpy and torch can hold
 ELEMENT_BITS = 2**63  # bits of one tensor, zero-length dimensions left out
 
-_AGAIN = "fetch the file again, or name another"
+_AGAIN = "Fetch the file again, or name another"
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _MINUS_ZERO = re.compile(r"-0\s*[,\]}]")
 _MAGIC = (
@@ -93,7 +93,7 @@ def open_regular(path: Path) -> int:
             ) from None
         raise ResourceError(
             f"file '{shown(path)}' cannot be opened: {error.strerror}",
-            do="check its permissions and the disk",
+            do="Check its permissions and the disk",
         ) from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -101,7 +101,7 @@ def open_regular(path: Path) -> int:
             f"'{shown(path)}' is not a regular file",
             expected="a regular file",
             got="a directory, device, socket or FIFO",
-            do="name a file of weights",
+            do="Name a file of weights",
         )
     return handle
 
@@ -121,7 +121,7 @@ def read_exactly(handle: int, count: int, offset: int, path: Path) -> bytes:
         except OSError as error:
             raise ResourceError(
                 f"file '{shown(path)}' cannot be read at byte {offset + done}: {error.strerror}",
-                do="check the disk",
+                do="Check the disk",
             ) from error
         if not part:
             raise CheckpointError(
@@ -203,9 +203,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _header_length(path: Path, head: bytes, size: int) -> int:
     if size < 8:
-        _refuse(
-            path, f"it is {size} bytes long: {8 - size} bytes missing", expected="a header length of 8 bytes"
-        )
+        problem = f"it is {size} bytes long: {8 - size} bytes missing"
+        _refuse(path, problem, expected="a header length of 8 bytes", got=sniff(head) or "")
     length = int.from_bytes(head[:8], "little")
     kind = sniff(head)
     if length > HEADER_BYTES:

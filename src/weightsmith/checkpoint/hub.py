@@ -44,6 +44,6 @@ def fetch(repo_id: str, revision: str | None = None) -> tuple[Path, str]:
         reason = shown(str(error).strip().partition("\n")[0]) or type(error).__name__
         raise ResourceError(
             f"model '{name}' cannot be had from the hub: {type(error).__name__}: {reason}",
-            do="check the name, the network and your access, or name a local folder",
+            do="Check the name, the network and your access, or name a local folder",
         ) from error
     return folder, folder.name

@@ -80,8 +80,8 @@ def _near(path: Path) -> str:
     except OSError:
         names = []
     if not names:
-        return f"check the path; '{shown(parent)}' is empty"
-    return f"in '{shown(parent)}', {nearest(missing, names)}"
+        return f"Check the path; '{shown(parent)}' is empty"
+    return f"In '{shown(parent)}', {nearest(missing, names)}"
 
 
 class Files:
@@ -161,14 +161,14 @@ class Files:
                     f"file '{shown(path)}' ends at byte {offset + done}: {whole.nbytes - done} bytes missing",
                     expected=f"{whole.nbytes} bytes at byte {offset}",
                     got=f"{done}",
-                    do="it changed after it was opened: run again once it is at rest",
+                    do="It changed after it was opened: run again once it is at rest",
                 )
             done += count
 
     @staticmethod
     def _failed(path: Path, offset: int, error: OSError) -> ResourceError:
         return ResourceError(
-            f"file '{shown(path)}' cannot be read at byte {offset}: {error.strerror}", do="check the disk"
+            f"file '{shown(path)}' cannot be read at byte {offset}: {error.strerror}", do="Check the disk"
         )
 
 

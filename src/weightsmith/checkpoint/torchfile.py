@@ -18,7 +18,7 @@ PICKLE_BYTES = 64_000_000
 SCAN_BYTES = 4_000_000
 WRAPPERS = ("state_dict", "model")
 
-_RESAVE = "load it where you trust it and save it with safetensors"
+_RESAVE = "Load it where you trust it and save it with safetensors"
 _STORAGES = {
     "FloatStorage": "F32", "DoubleStorage": "F64", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
@@ -87,7 +87,7 @@ def read_torch_file(path: str | Path) -> tuple[dict[str, Entry], dict[str, str]]
         raw, root = _pickle_member(handle, path, members)
         order = members.get(f"{root}byteorder")
         if order and read_exactly(handle, min(order.nbytes, 16), order.offset, path) != b"little":
-            _refuse(path, "its numbers are not little-endian", do="save it again on a little-endian machine")
+            _refuse(path, "its numbers are not little-endian", do="Save it again on a little-endian machine")
     try:
         value = load(raw, ALLOWED, _call, _persistent)
     except ForbiddenGlobal:
@@ -127,7 +127,7 @@ def _refuse_globals(path: Path, names: list[str]) -> NoReturn:
         "its pickle would run code that weights never need, and nothing of it was run",
         expected="only tensors",
         got=f"the forbidden global {listed}",
-        do="do not load it unless you trust whoever made it; ask for the weights as safetensors",
+        do="Do not load it unless you trust whoever made it; ask for the weights as safetensors",
     )
 
 

@@ -31,13 +31,13 @@ class Shape:
 
 
 def initial_weights(shape: Shape, generator: Any) -> Weights:
-    """Return a trunk's random weights: float32, normal, scaled by the number of inputs; norms at one."""
+    """Return a trunk's random weights: float32, normal with variance 1 / (3 inputs); norms at one."""
     torch = imported("torch")
     weights: Weights = {}
 
     def linear(name: str, rows: int, columns: int) -> None:
         noise = torch.randn(rows, columns, generator=generator)
-        weights[f"{name}.weight"] = noise / math.sqrt(columns)
+        weights[f"{name}.weight"] = noise / math.sqrt(3 * columns)
         weights[f"{name}.bias"] = torch.zeros(rows)
 
     def norm(name: str) -> None:
@@ -62,7 +62,7 @@ def initial_head(shape: Shape, classes: int, generator: Any) -> Weights:
     """Return a linear head's weights: (classes, width) and a bias."""
     torch = imported("torch")
     noise = torch.randn(classes, shape.width, generator=generator)
-    return {"head.weight": noise / math.sqrt(shape.width), "head.bias": torch.zeros(classes)}
+    return {"head.weight": noise / math.sqrt(3 * shape.width), "head.bias": torch.zeros(classes)}
 
 
 def features(weights: Weights, images: Any, shape: Shape) -> Any:
@@ -93,10 +93,14 @@ def features(weights: Weights, images: Any, shape: Shape) -> Any:
     return norm("model.norm", x.mean(-2))
 
 
+def apply_head(head: Weights, found: Any) -> Any:
+    """Run a head: features (n, width) -> logits (n, classes)."""
+    return imported("torch.nn.functional").linear(found, head["head.weight"], head["head.bias"])
+
+
 def logits(weights: Weights, head: Weights, images: Any, shape: Shape) -> Any:
     """Run trunk and head: images (n, 8, 8) -> (n, classes)."""
-    functional = imported("torch.nn.functional")
-    return functional.linear(features(weights, images, shape), head["head.weight"], head["head.bias"])
+    return apply_head(head, features(weights, images, shape))
 
 
 def save(folder: Path, weights: Weights, head: Weights | None, shape: Shape) -> None:

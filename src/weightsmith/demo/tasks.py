@@ -103,7 +103,7 @@ def _inverted(images: Images, _: np.random.Generator) -> Images:
 
 
 def _noisy(images: Images, random: np.random.Generator) -> Images:
-    return (images + random.normal(0, 0.25, images.shape)).clip(0, 1).astype(np.float32)
+    return (images + random.normal(0, 0.15, images.shape)).clip(0, 1).astype(np.float32)
 
 
 def _scrambled(images: Images, random: np.random.Generator) -> Images:
@@ -125,11 +125,12 @@ def _prime(labels: Labels) -> Labels:
     return np.isin(labels, (2, 3, 5, 7)).astype(np.int64)
 
 
+PLAIN = Task("plain", "read a digit as it was written", 10, _same, _digits)
 TASKS = (
     Task("rotated", "read a digit turned by a quarter", 10, _rotated, _digits),
     Task("mirrored", "read a digit seen in a mirror", 10, _mirrored, _digits),
     Task("inverted", "read a white digit on black ink", 10, _inverted, _digits),
-    Task("noisy", "read a digit under noise (standard deviation 0.25)", 10, _noisy, _digits),
+    Task("noisy", "read a digit under noise (standard deviation 0.15)", 10, _noisy, _digits),
     Task("scrambled", "read a digit whose 16 patches changed places", 10, _scrambled, _digits),
     Task("parity", "even or odd?", 2, _same, _parity),
     Task("above_four", "greater than four?", 2, _same, _above_four),

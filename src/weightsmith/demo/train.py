@@ -1,4 +1,4 @@
-"""Training for the demo: one base on a few examples of every task, one expert per task on all of its examples."""
+"""Training for the demo: one base on plain digits and a few examples of every task, one expert per task on all of its examples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from weightsmith.demo.model import Shape, Weights, features, initial_head, initial_weights, logits
+from weightsmith.demo.model import Shape, Weights, apply_head, features, initial_head, initial_weights, logits
 from weightsmith.demo.tasks import Examples, imported
 
 WORKERS = 2
@@ -16,12 +16,12 @@ WORKERS = 2
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is trained. The base sees `base_images` images of each task, so that it is weak at all of them."""
+    """How much is trained. The base sees few images of each task, so that it is weak at all of them."""
 
     shape: Shape = field(default_factory=Shape)
     base_images: int = 64
-    base_epochs: int = 40
-    base_batch: int = 16
+    base_epochs: int = 12
+    base_batch: int = 64
     base_rate: float = 2e-3
     expert_epochs: int = 6
     expert_batch: int = 64
@@ -47,9 +47,9 @@ def reproducible() -> Iterator[None]:
 
 
 def pretrain(
-    tasks: Sequence[Examples], settings: Settings, seed: int = 0
+    plain: Examples, tasks: Sequence[Examples], settings: Settings, seed: int = 0
 ) -> tuple[Weights, dict[str, Weights]]:
-    """Train trunk and heads together on the first `base_images` training images of every task.
+    """Train trunk and heads together on all plain digits and the first `base_images` images of every task.
 
     Tasks whose labels are the ten digits share one head; the others have their own. Afterwards the heads are
     frozen, as the zero-shot heads of CLIP are: experts train the trunk alone.
@@ -59,33 +59,31 @@ def pretrain(
     generator = torch.Generator().manual_seed(seed)
     weights = initial_weights(settings.shape, generator)
     of_digits = initial_head(settings.shape, 10, generator)
-    heads = {
-        e.task.name: of_digits
-        if e.task.classes == 10
-        else initial_head(settings.shape, e.task.classes, generator)
+    per_task = [
+        of_digits if e.task.classes == 10 else initial_head(settings.shape, e.task.classes, generator)
         for e in tasks
-    }
-    images = torch.stack([torch.from_numpy(e.images["train"][: settings.base_images]) for e in tasks])
-    labels = torch.stack([torch.from_numpy(e.labels["train"][: settings.base_images]) for e in tasks])
+    ]
+    few = settings.base_images
+    images = torch.stack([torch.from_numpy(e.images["train"][:few]) for e in tasks])
+    labels = torch.stack([torch.from_numpy(e.labels["train"][:few]) for e in tasks])
+    plain_images, plain_labels = (torch.from_numpy(part["train"]) for part in (plain.images, plain.labels))
 
-    def loss(batches: Any) -> Any:  # (tasks, batch) indices
-        chosen = images.gather(1, batches[:, :, None, None].expand(-1, -1, *images.shape[2:]))
-        found = features(weights, chosen.flatten(0, 1), settings.shape).unflatten(0, batches.shape)
-        answers = labels.gather(1, batches)
-        parts = [
-            cross_entropy(found[i] @ heads[e.task.name]["head.weight"].T + heads[e.task.name]["head.bias"], a)
-            for i, (e, a) in enumerate(zip(tasks, answers, strict=True))
-        ]
-        return torch.stack(parts).mean()
+    def loss(batch: tuple[Any, Any]) -> Any:  # (tasks, k) indices of task images, (n,) of plain ones
+        chosen, of_plain = batch
+        parts = [images[i, chosen[i]] for i in range(len(tasks))]
+        found = features(weights, torch.cat([*parts, plain_images[of_plain]]), settings.shape)
+        answers = [*(labels[i, chosen[i]] for i in range(len(tasks))), plain_labels[of_plain]]
+        pieces = zip(found.split([len(a) for a in answers]), [*per_task, of_digits], answers, strict=True)
+        return torch.stack([cross_entropy(apply_head(head, x), a) for x, head, a in pieces]).mean()
 
-    def batches() -> Iterator[Any]:
+    def batches() -> Iterator[tuple[Any, Any]]:
         for _ in range(settings.base_epochs):
-            orders = [torch.randperm(images.shape[1], generator=generator) for _ in tasks]
-            yield from torch.stack(orders).split(settings.base_batch, dim=1)
+            for of_plain in torch.randperm(len(plain_labels), generator=generator).split(settings.base_batch):
+                yield torch.randint(few, (len(tasks), settings.base_batch // 8), generator=generator), of_plain
 
-    unique = {id(t): t for part in (weights, *heads.values()) for t in part.values()}
+    unique = {id(t): t for part in (weights, of_digits, *per_task) for t in part.values()}
     _descend(list(unique.values()), loss, list(batches()), settings.base_rate)
-    return _detached(weights), {name: _detached(head) for name, head in heads.items()}
+    return _detached(weights), {e.task.name: _detached(head) for e, head in zip(tasks, per_task, strict=True)}
 
 
 def finetune(base: Weights, head: Weights, task: Examples, settings: Settings, seed: int = 0) -> Weights:
