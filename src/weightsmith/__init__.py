@@ -1,8 +1,22 @@
 """Edit what a trained model knows, directly in its weights."""
 
+from weightsmith.agreement import agreement
 from weightsmith.errors import WeightsmithError
+from weightsmith.merge import METHODS as merge_methods
 from weightsmith.plan import Options, make_plan
 from weightsmith.recipe import Recipe, read_recipe
 from weightsmith.run import Result, merge
+from weightsmith.verify import verify
 
-__all__ = ["Options", "Recipe", "Result", "WeightsmithError", "make_plan", "merge", "read_recipe"]
+__all__ = [
+    "Options",
+    "Recipe",
+    "Result",
+    "WeightsmithError",
+    "agreement",
+    "make_plan",
+    "merge",
+    "merge_methods",
+    "read_recipe",
+    "verify",
+]

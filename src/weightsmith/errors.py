@@ -32,7 +32,8 @@ class WeightsmithError(Exception):
         if got:
             parts.append(f"got {got}")
         text = "; ".join(parts) + "."
-        super().__init__(f"{text} {do.rstrip('.')}." if do else text)
+        end = "" if do.endswith("?") else "."
+        super().__init__(f"{text} {do.rstrip('.')}{end}" if do else text)
 
 
 class ArgumentError(WeightsmithError, ValueError):

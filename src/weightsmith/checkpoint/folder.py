@@ -12,7 +12,7 @@ from typing import Any
 from weightsmith.checkpoint.entry import Checkpoint, Entry
 from weightsmith.checkpoint.header import read_exactly, read_header, regular_file, sniff, strict_json
 from weightsmith.checkpoint.torchfile import TORCH_SUFFIXES, is_torch_file, read_torch_file
-from weightsmith.errors import ArgumentError, CheckpointError, raise_all, shown
+from weightsmith.errors import CheckpointError, raise_all, shown
 
 INDEX_BYTES = 100_000_000
 CONFIG_BYTES = 10_000_000
@@ -268,8 +268,9 @@ def _read_shards(index: Path, follow_symlinks: bool, notes: list[str]) -> tuple[
     weights = _Weights()
     unread = set()
     for name in names:
-        fault = check_member(index.parent / name, index.parent, follow_symlinks=follow_symlinks)
-        fault = fault and f"shard {fault}" or _add_shard(index.parent / name, listed, weights, faults)
+        path = index.parent / name
+        fault = check_member(path, index.parent, follow_symlinks=follow_symlinks)
+        fault = f"shard {fault}" if fault else _add_shard(path, listed, weights, faults)
         if fault:
             faults.append(fault)
             unread.add(name)
@@ -357,12 +358,4 @@ def _check_total(index: Path, metadata: Any, tensors: dict[str, Entry], notes: l
         notes.append(
             f"{shown(index)} states total_size {shown(declared)}, but its tensors take {actual} bytes; "
             "the tensors count"
-        )
-
-
-def require_existing(path: Path, reference: str, hint: str) -> None:
-    """Raise ArgumentError, with `hint` as the way out, unless something lies at `path`."""
-    if not os.path.lexists(path):
-        raise ArgumentError(
-            f"model '{shown(reference)}' does not exist", expected="a file or folder", do=hint
         )

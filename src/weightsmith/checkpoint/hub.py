@@ -33,7 +33,7 @@ def fetch(repo_id: str, revision: str | None = None) -> tuple[Path, str]:
     except ImportError as error:
         raise ResourceError(
             f"model '{shown(repo_id)}' needs the hub, and huggingface_hub is not installed",
-            do="pip install 'weightsmith[hf]'",
+            do="Install it: pip install 'weightsmith[hf]'",
         ) from error
     name = shown(repo_id) + (f"@{shown(revision)}" if revision else "")
     try:

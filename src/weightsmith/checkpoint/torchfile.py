@@ -180,9 +180,10 @@ def _view(storage: _Storage, dtype: str, start: Any, shape: Any, strides: Any) -
     if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
         raise PickleFault("a tensor's shape and strides do not fit each other")
     if len(shape) > DIMENSIONS or not all(map(_is_count, (start, *shape, *strides))):
+        # The values are not shown: they may nest without end.
         raise PickleFault(
-            f"a tensor has an offset {str(start)[:50]}, shape {str(shape)[:100]} and strides "
-            f"{str(strides)[:100]}, which must be {DIMENSIONS} or fewer integers from 0"
+            "a tensor's offset, shape and strides are not integers from 0, "
+            f"or it has more than {DIMENSIONS} dimensions"
         )
     size = 1
     expected = []

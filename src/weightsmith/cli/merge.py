@@ -1,0 +1,14 @@
+"""`weightsmith merge METHOD ...` and `weightsmith merge RECIPE OUT`."""
+
+from __future__ import annotations
+
+from weightsmith.cli.making import MethodsGroup
+
+command = MethodsGroup(
+    name="merge",
+    short_help="Merge models into one.",
+    help="Merge models into one, by a METHOD and options, or as a RECIPE file says.\n\n"
+    "The result appears complete at OUT, or not at all: weights, config, tokenizer, model card and edit.json, the record"
+    " from which `weightsmith verify` checks it.",
+    dry_run=False,
+)

@@ -1,0 +1,44 @@
+"""`weightsmith verify OUT`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from weightsmith.cli.options import MACHINE, SHOWING, machine_options, with_options
+from weightsmith.cli.progress import shown_progress
+from weightsmith.errors import shown
+from weightsmith.verify import verify
+
+_OFFERED = [o for o in MACHINE if o.name in ("memory", "threads", "follow_symlinks", "allow_nonfinite")]
+
+
+@click.command(
+    "verify",
+    short_help="Check a merged model against its record and its inputs.",
+    epilog="\b\nExample:\n  weightsmith verify MERGED\n\nPython twin: weightsmith.verify(MERGED)",
+)
+@click.argument("out")
+@with_options(*_OFFERED, *SHOWING)
+def command(out: str, as_json: bool, quiet: bool, **given: Any) -> int:
+    """Check a folder that merge wrote: digests, counts, NaN and infinity, and sampled tiles computed anew.
+
+    Exit code 0 where all is well, 1 where something is wrong.
+    """
+    with shown_progress(quiet=quiet) as progress:
+        result = verify(out, options=machine_options(given), progress=progress)
+    if as_json:
+        click.echo(json.dumps(result.summary(), indent=2, ensure_ascii=False))
+    else:
+        verdict = "sound" if result.is_sound else f"{len(result.findings)} findings"
+        click.echo(
+            f"{shown(out)}: {verdict}; {result.files} files by SHA-256, {result.tensors} tensors,"
+            f" {result.nonfinite} NaN or infinite, {result.recomputed:,} weights computed anew"
+        )
+        for text in result.findings:
+            click.echo(f"  wrong: {text}")
+        for text in result.skipped:
+            click.echo(f"  skipped: {text}")
+    return 0 if result.is_sound else 1

@@ -1,0 +1,259 @@
+"""Check a merged checkpoint: digests and counts, NaN and infinity, and sampled tiles computed anew another way."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weightsmith.budget import Demand, choose_limits, usable_threads
+from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, Checkpoint, Entry
+from weightsmith.checkpoint.folder import read_json
+from weightsmith.checkpoint.read import fingerprint, open_checkpoint
+from weightsmith.checkpoint.write import sha256_file
+from weightsmith.device import Device
+from weightsmith.errors import ArgumentError, CheckpointError, WeightsmithError, shown
+from weightsmith.method import Tile
+from weightsmith.plan import Options, Plan, make_plan
+from weightsmith.recipe import parse_recipe
+from weightsmith.run import Progress, reduce_all
+from weightsmith.stream import Job, Stream, Work
+from weightsmith.tensor.arrays import Array, Plain
+from weightsmith.tensor.coding import stored_bytes
+
+SAMPLES = 32
+MAX_RECORD_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        out: The folder.
+        findings: What is wrong; empty where all is well.
+        skipped: Checks that could not be made, and why.
+        files: Output files whose size and SHA-256 were checked.
+        tensors: Tensors of the output.
+        nonfinite: Elements that are NaN or infinite.
+        recomputed: Elements computed anew and compared.
+    """
+
+    out: Path
+    findings: tuple[str, ...]
+    skipped: tuple[str, ...]
+    files: int
+    tensors: int
+    nonfinite: int
+    recomputed: int
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+    def summary(self) -> dict[str, Any]:
+        """Return the verification as plain data, for --json."""
+        return {**asdict(self), "out": str(self.out), "is_sound": self.is_sound}
+
+
+def verify(out: str | Path, *, options: Options | None = None, progress: Progress | None = None) -> Verification:
+    """Check a folder that `merge` wrote against its edit.json and its inputs.
+
+    Sizes and SHA-256 of all files; headers and counts; NaN and infinity; then, where the inputs are still there, sampled
+    tiles computed anew through memory maps and the eager formulas instead of positioned reads and compiled loops.
+
+    Args:
+        out: The folder.
+        options: Memory and threads, and `allow_nonfinite` as the merge had it.
+        progress: Called with (stage, bytes done, bytes in all).
+
+    Raises:
+        ArgumentError: The folder does not exist or has no edit.json.
+        CheckpointError: edit.json is not readable as one.
+    """
+    folder, options = Path(out), options or Options()
+    record = _read_record(folder)
+    findings: list[str] = []
+    skipped: list[str] = []
+    files = _check_files(folder, record, findings)
+    nonfinite, tensors, recomputed = 0, 0, 0
+    try:
+        checkpoint = open_checkpoint(folder)
+    except WeightsmithError as error:
+        findings.append(str(error))
+    else:
+        tensors = len(checkpoint.tensors)
+        expected = record["tensors"]["merged"] + len(record["tensors"]["copied"])
+        if tensors != expected:
+            findings.append(f"the output has {tensors} tensors; edit.json says {expected}")
+        nonfinite = _count_nonfinite(checkpoint, options, progress)
+        if nonfinite and not options.allow_nonfinite:
+            findings.append(f"{nonfinite} elements are NaN or infinite")
+        recomputed = _recompute(checkpoint, record, options, findings, skipped)
+    return Verification(folder, tuple(findings), tuple(skipped), files, tensors, nonfinite, recomputed)
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / "edit.json"
+    if not folder.is_dir() or not path.is_file():
+        raise ArgumentError(
+            f"verify '{shown(folder)}'", expected="a folder with edit.json", got="none", do="Name the output of a merge"
+        )
+    record = read_json(path, MAX_RECORD_BYTES)
+    needed = {"format": int, "recipe": str, "inputs": list, "outputs": list, "tensors": dict}
+    wrong = [k for k, kind in needed.items() if not isinstance(record, dict) or not isinstance(record.get(k), kind)]
+    if wrong:
+        raise CheckpointError(f"{path}: not a record of weightsmith", expected=", ".join(needed), got=f"no valid {wrong[0]}")
+    if record["format"] != 1:
+        raise CheckpointError(f"{path}: format", expected="1", got=str(record["format"]), do="Use a newer weightsmith")
+    return dict(record)
+
+
+def _check_files(folder: Path, record: dict[str, Any], findings: list[str]) -> int:
+    """Compare sizes and digests; name files that are missing or were added."""
+    listed = set()
+    for file in record["outputs"]:
+        name = str(file["file"])
+        listed.add(name)
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            findings.append(f"edit.json lists '{shown(name)}', which leads out of the folder")
+        elif not path.is_file():
+            findings.append(f"file '{shown(name)}' is missing")
+        elif path.stat().st_size != file["bytes"]:
+            findings.append(f"file '{shown(name)}' has {path.stat().st_size} bytes; edit.json says {file['bytes']}")
+        elif sha256_file(path) != file["sha256"]:
+            findings.append(f"file '{shown(name)}' has another SHA-256 than edit.json says")
+    there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {"edit.json"}
+    findings.extend(f"file '{shown(name)}' was added later" for name in sorted(there - listed))
+    return len(listed)
+
+
+def _count_nonfinite(checkpoint: Checkpoint, options: Options, progress: Progress | None) -> int:
+    """Read every arithmetic tensor once; return how many elements are NaN or infinite."""
+    works = [Work(e.name, e.shape, e.dtype, (e,), None, {}) for e in checkpoint.tensors.values()]
+    works = [w for w in works if w.dtype in ARITHMETIC_DTYPES and w.size]
+    wide = any(w.dtype == "F64" for w in works)
+    demand = Demand(1, len(checkpoint.tensors), 8 if wide else 4)
+    limits = choose_limits(demand, options.memory_bytes, options.threads or usable_threads())
+    job = Job(None, 0, "float64" if wide else "float32", limits, Device(), allow_nonfinite=True)
+    total = sum(e.inputs[0].nbytes for e in works)
+    found = done = 0
+    with Stream(job, 1) as stream:
+        for piece, counts in stream.each(works, lambda base, others, tile: int((~np.isfinite(others)).sum())):
+            found += sum(counts)
+            done += (piece.stop - piece.start) * stored_bytes(piece.work.dtype)
+            if progress is not None:
+                progress("verify", done, total)
+    return found
+
+
+def _recompute(
+    checkpoint: Checkpoint, record: dict[str, Any], options: Options, findings: list[str], skipped: list[str]
+) -> int:
+    """Compute sampled tiles from the inputs and compare their bytes; return the number of elements compared."""
+    try:
+        plan = make_plan(parse_recipe(record["recipe"], "edit.json"), options)
+    except WeightsmithError as error:
+        skipped.append(f"not computed anew, since the inputs cannot be used: {error}")
+        return 0
+    changed = [
+        c.reference
+        for c, old in zip(plan.inputs, record["inputs"], strict=False)
+        if [(f["size"], f["header_sha256"]) for f in fingerprint(c).values()]
+        != [(f["bytes"], f["header_sha256"]) for f in old["files"]]
+    ]
+    if changed:
+        skipped.append(f"not computed anew, since inputs changed: {', '.join(map(shown, changed))}")
+        return 0
+    planned = {w.name: (w.shape, w.dtype) for w in plan.works}
+    stored = {e.name: (e.shape, e.dtype) for e in checkpoint.tensors.values()}
+    if planned != stored:
+        names = sorted(n for n in planned.keys() | stored.keys() if planned.get(n) != stored.get(n))
+        findings.append(f"{len(names)} tensors differ from the plan in name, shape or dtype: {shown(names[0])}, ...")
+        return 0
+    return _compare_samples(plan, checkpoint, findings)
+
+
+def _compare_samples(plan: Plan, checkpoint: Checkpoint, findings: list[str]) -> int:
+    compared = 0
+    with Stream(plan.job, len(plan.inputs)) as stream:
+        found = reduce_all(plan, stream, lambda more: None)
+        for work, start, stop in _samples(plan, stream):
+            entry = checkpoint.tensors[work.name]
+            if work.parameters is None:
+                width = 1
+                expected = np.asarray(_bytes(work.inputs[0])[start:stop])
+            else:
+                width = stored_bytes(work.dtype)
+                statistics, position = found.get(work.name, (None, 0))
+                expected = _computed(plan, work, start, stop, statistics, position)
+            actual = np.asarray(_bytes(entry)[start * width : stop * width])
+            compared += stop - start
+            if not np.array_equal(expected.view(np.uint8), actual):
+                first = int(np.argmax(expected.view(np.uint8) != actual)) // width + start
+                findings.append(f"tensor '{shown(work.name)}' differs from its recomputation, first at flat index {first}")
+    return compared
+
+
+def _samples(plan: Plan, stream: Stream) -> Iterator[tuple[Work, int, int]]:
+    """Yield tiles of the largest tensors and of others drawn by a fixed seed."""
+    works = sorted((w for w in plan.works if w.inputs[0].nbytes), key=lambda w: (-w.inputs[0].nbytes, w.name))
+    chosen = works[: SAMPLES // 2]
+    rest = works[SAMPLES // 2 :]
+    chosen += random.Random(0).sample(rest, min(len(rest), SAMPLES - len(chosen)))
+    for i, work in enumerate(chosen):
+        size, step = (work.inputs[0].nbytes, stream.tile) if work.parameters is None else (work.size, stream.step(work))
+        tiles = -(-size // step)
+        start = (i * 7919 % tiles) * step
+        yield work, start, min(start + step, size)
+
+
+def _computed(plan: Plan, work: Work, start: int, stop: int, statistics: Any, position: int) -> Array:
+    """Return the stored bytes of one tile, by memory map, eager formulas and numpy's rounding."""
+    inputs = np.stack([_numbers(e, start, stop, plan.job.compute_dtype) for e in work.inputs])
+    base, others = (inputs[0], inputs[1:]) if plan.method.has_base else (None, inputs)
+    if base is not None and "task_vectors" in plan.method.inputs:
+        others = others - base
+    where = Tile(work.name, work.shape, start, position + start, work.layer, plan.job.layers, statistics)
+    run = plan.method.whole if statistics is None else plan.method.apply
+    plain = None if base is None else base.view(Plain)
+    values = np.asarray(run(plain, np.ascontiguousarray(others).view(Plain), work.parameters or {}, where))
+    if work.dtype != "BF16":
+        return values.astype({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[work.dtype])
+    # bfloat16 has 8 significant bits: scale each number so that rint leaves just those, then scale back.
+    mantissa, exponent = np.frexp(values.astype(np.float64))
+    lowest = np.maximum(exponent, -125)
+    rounded = np.ldexp(np.rint(np.ldexp(mantissa, 8 + exponent - lowest)), lowest - 8).astype(np.float32)
+    return (rounded.view(np.uint32) >> 16).astype("<u2")
+
+
+def _bytes(entry: Entry) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.memmap(entry.file, np.uint8, "r", entry.offset, (entry.nbytes,))
+
+
+def _numbers(entry: Entry, start: int, stop: int, dtype: str) -> Array:
+    width = stored_bytes(entry.dtype)
+    raw = np.asarray(_bytes(entry)[start * width : stop * width])
+    if entry.dtype == "BF16":
+        values = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(dtype)
+    else:
+        values = raw.view({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[entry.dtype]).astype(dtype)
+    if entry.low_rank is None:
+        return values
+    low = entry.low_rank
+    down, up = (_numbers(replace(e), 0, e.size, "float32").reshape(e.shape[0], -1) for e in (low.down, low.up))
+    left, right = (down.T, up.T) if low.transposed else (up, down)
+    columns = right.shape[1]
+    rows = slice(start // columns, -(-stop // columns))
+    product = np.zeros((rows.stop - rows.start, columns), np.float32)
+    for k in range(right.shape[0]):  # rank by rank, as the engine adds them
+        product += left[rows, k : k + 1] * right[k]
+    added = product.reshape(-1)[start - rows.start * columns :][: stop - start]
+    return values + added * values.dtype.type(low.scale)
