@@ -18,7 +18,11 @@ from weightsmith.tensor.vector import weighted_sum
 
 
 def agreement(
-    base: str | Path, models: Sequence[str | Path], *, mask_lambda: float = 0.4, options: Options | None = None
+    base: str | Path,
+    models: Sequence[str | Path],
+    *,
+    mask_lambda: float = 0.4,
+    options: Options | None = None,
 ) -> dict[str, list[int]]:
     """Count, tensor by tensor, the weights that exactly n tasks need.
 

@@ -136,7 +136,30 @@ class Reals:
         return [[math.nan], "a lot", 1.0, [None]]
 
 
-Kind: TypeAlias = Real | Whole | Choice | Reals
+@dataclass(frozen=True)
+class YesNo:
+    """True or false."""
+
+    def check(self, value: object, name: str, caller: str) -> bool:
+        """Return value, or raise ArgumentError."""
+        if not isinstance(value, bool):
+            raise ArgumentError(f"{caller}: {name}", expected=self.describe(), got=repr(value))
+        return value
+
+    def parse(self, text: str) -> bool | str:
+        """Return the truth value that text spells, or the text, which `check` refuses."""
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+    def describe(self) -> str:
+        """Return the kind in words."""
+        return "true or false"
+
+    def bad(self) -> list[Any]:
+        """Return values that `check` must refuse."""
+        return [1, "yes", None]
+
+
+Kind: TypeAlias = Real | Whole | Choice | Reals | YesNo
 
 Proportion: TypeAlias = Annotated[float, Real(0, 1, open_low=True)]
 Share: TypeAlias = Annotated[float, Real(0, 1, open_high=True)]
@@ -147,7 +170,7 @@ Count: TypeAlias = Annotated[int, Whole(0)]
 Ordinal: TypeAlias = Annotated[int, Whole(1)]
 Seed: TypeAlias = Annotated[int, Whole(0)]
 Coefficients: TypeAlias = Annotated[tuple[float, ...] | None, Reals()]
-Flag: TypeAlias = Annotated[str, Choice(("yes", "no"))]
+Flag: TypeAlias = Annotated[bool, YesNo()]
 
 
 @dataclass(frozen=True)

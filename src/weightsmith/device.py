@@ -25,7 +25,7 @@ class Device:
             return self
         import torch
 
-        return Device(self.torch_device, torch.cuda.Stream(self.torch_device))
+        return Device(self.torch_device, torch.cuda.Stream(self.torch_device))  # type: ignore[no-untyped-call]
 
     def run(self, function: Callable[[Array, Array], Array], base: Array, others: Array) -> Array:
         """Return function(base, others), computed on this device; arguments and result are host arrays.
@@ -56,8 +56,15 @@ def find_device(name: str) -> Device:
     try:
         import torch
     except ImportError as error:
-        raise ResourceError(f"--device {name} needs torch", do="Install it: pip install 'weightsmith[torch]'") from error
+        raise ResourceError(
+            f"--device {name} needs torch", do="Install it: pip install 'weightsmith[torch]'"
+        ) from error
     device = torch.device(name)
     if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-        raise ResourceError(f"--device {name}", expected="a CUDA device", got=f"{torch.cuda.device_count()} devices", do="Use --device cpu")
+        raise ResourceError(
+            f"--device {name}",
+            expected="a CUDA device",
+            got=f"{torch.cuda.device_count()} devices",
+            do="Use --device cpu",
+        )
     return Device(device)

@@ -73,9 +73,7 @@ def shown(text: object) -> str:
     'a\\\\x1b[31mb'
     """
     raw = str(text)
-    safe = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in raw
-    )
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in raw)
     return safe if len(safe) <= 200 else f"{safe[:160]}... ({len(raw)} characters)"
 
 

@@ -95,7 +95,7 @@ class Method:
     """A merge method: call it on whole tensors, or let the engine feed it tiles through `function`."""
 
     function: Callable[..., Array]
-    prepare: Callable[..., Statistics] | None
+    prepare: Callable[..., Statistics | None] | None
     scope: str
     least: int
     most: int | None
@@ -196,7 +196,9 @@ class Method:
         for i, other in enumerate(others, 1):
             if tuple(other.shape) != tuple(first.shape):
                 raise MismatchError(
-                    f"{caller}: model {i}", expected=f"shape {tuple(first.shape)}", got=f"{tuple(other.shape)}"
+                    f"{caller}: model {i}",
+                    expected=f"shape {tuple(first.shape)}",
+                    got=f"{tuple(other.shape)}",
                 )
         work = _compute_dtype([first, *others])
         flat = [cast(x, work).reshape(-1) for x in ([first, *others] if base is not None else others)]
@@ -235,9 +237,7 @@ def answer_all(statistics: Statistics | None, answer: Callable[[Reduction], Any]
         return done.value
 
 
-def reduce_in_memory(
-    statistics: Statistics | None, base: Array, others: Array, tile: Tile, units: int = 1
-) -> Any:
+def reduce_in_memory(statistics: Statistics | None, base: Array, others: Array, tile: Tile, units: int = 1) -> Any:
     """Answer a generator's reductions over tensors held in memory; return what it returns."""
 
     def answer(asked: Reduction) -> Any:
@@ -255,7 +255,7 @@ def exact_sums(parts: Sequence[Array]) -> np.ndarray[tuple[int], np.dtype[np.flo
 
 def method(
     *,
-    prepare: Callable[..., Statistics] | None = None,
+    prepare: Callable[..., Statistics | None] | None = None,
     scope: str = "tensor",
     least: int = 1,
     most: int | None = None,
@@ -284,4 +284,14 @@ def _restore(result: Array, first: Array) -> Array:
     return cast_back
 
 
-__all__ = ["Kth", "KthMagnitude", "Method", "Reduction", "Statistics", "Sums", "Tile", "method", "reduce_in_memory"]
+__all__ = [
+    "Kth",
+    "KthMagnitude",
+    "Method",
+    "Reduction",
+    "Statistics",
+    "Sums",
+    "Tile",
+    "method",
+    "reduce_in_memory",
+]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from weightsmith.checkpoint.read import open_checkpoint
 from weightsmith.device import find_device
 from weightsmith.errors import ArgumentError, MismatchError, WeightsmithError, nearest, raise_all, shown
 from weightsmith.merge import METHODS
-from weightsmith.method import KthMagnitude, Method, Reduction, Tile, reduce_in_memory
+from weightsmith.method import KthMagnitude, Method, Reduction, Statistics, Tile, reduce_in_memory
 from weightsmith.recipe import Recipe
 from weightsmith.schedule import Schedule
 from weightsmith.stream import Job, Work
@@ -158,8 +159,10 @@ def make_plan(recipe: Recipe, options: Options | None = None) -> Plan:
         raise MismatchError(f"merge {method.name}: nothing to merge", expected="at least one tensor that is not copied")
     asked = _reductions(method, merged[0])
     job = _make_job(method, works, inputs, asked, options)
-    passes = 1 + sum(2 if isinstance(r, KthMagnitude) else 1 for r in asked)
-    per_pass = sum(w.size * stored_bytes(e.dtype) for w in merged for e in w.inputs)
+    digits = 4 if job.compute_dtype == "float64" else 2  # a magnitude is found 16 bits at a time
+    more = sum(digits if isinstance(r, KthMagnitude) else 1 for r in asked)
+    passes = [1 + more * is_reduced_first(method, w, job.limits.tile) for w in merged]
+    stored = [sum(w.size * stored_bytes(e.dtype) for e in w.inputs) for w in merged]
     copied = sum(w.inputs[0].nbytes for w in works if w.parameters is None)
     return Plan(
         recipe=recipe,
@@ -170,8 +173,8 @@ def make_plan(recipe: Recipe, options: Options | None = None) -> Plan:
         must_equal=tuple(draft.must_equal),
         notes=tuple(dict.fromkeys(draft.notes)),
         job=job,
-        passes=passes,
-        bytes_read=passes * per_pass + copied,
+        passes=max(passes),
+        bytes_read=sum(p * size for p, size in zip(passes, stored, strict=True)) + copied,
         bytes_written=copied + sum(w.size * stored_bytes(w.dtype) for w in merged),
     )
 
@@ -179,10 +182,14 @@ def make_plan(recipe: Recipe, options: Options | None = None) -> Plan:
 def _open_inputs(recipe: Recipe, method: Method, options: Options) -> tuple[Checkpoint, ...]:
     """Open base and models; faults of several inputs are reported together."""
     if method.has_base and recipe.base is None:
-        raise ArgumentError(f"merge {method.name}: the base is missing", do="Pass --base, the model all others were trained from")
+        raise ArgumentError(
+            f"merge {method.name}: the base is missing",
+            do="Pass --base, the model all others were trained from",
+        )
     if not method.has_base and recipe.base is not None:
         raise ArgumentError(
-            f"merge {method.name} takes no base", do="Leave it out, or list it as a model if it is to be merged"
+            f"merge {method.name} takes no base",
+            do="Leave it out, or list it as a model if it is to be merged",
         )
     references = ([recipe.base] if recipe.base is not None else []) + list(recipe.models)
     opened, faults = [], []
@@ -195,6 +202,14 @@ def _open_inputs(recipe: Recipe, method: Method, options: Options) -> tuple[Chec
         raise faults[0]
     if faults:
         raise_all([str(f) for f in faults], type(faults[0]), f"merge {method.name}: the inputs cannot be opened")
+    seen: dict[tuple[str, ...], str] = {}
+    for checkpoint in opened:
+        other = seen.setdefault(tuple(map(os.path.realpath, checkpoint.files)), checkpoint.reference)
+        if other is not checkpoint.reference:
+            raise ArgumentError(
+                f"merge {method.name}: '{shown(checkpoint.reference)}' and '{shown(other)}' are the same files",
+                do="Name each model once, and the base only as the base",
+            )
     return tuple(opened)
 
 
@@ -229,6 +244,9 @@ def _compare(recipe: Recipe, method: Method, inputs: Sequence[Checkpoint], draft
     for pattern in recipe.copy:
         if not any(matches(pattern, n) for n in first.tensors):
             draft.faults.append(f"copy pattern '{shown(pattern)}' matches no tensor")
+    for pattern in recipe.drop:
+        if not any(matches(pattern, n) for c in inputs[1:] for n in c.tensors.keys() - first.tensors.keys()):
+            draft.faults.append(f"drop pattern '{shown(pattern)}' matches no tensor that the first input lacks")
 
 
 def _reason_to_copy(recipe: Recipe, name: str, entry: Entry) -> str:
@@ -325,7 +343,7 @@ def _label(inputs: Sequence[Checkpoint], i: int) -> str:
 
 def _fixed_parameters(recipe: Recipe, method: Method, models: int) -> dict[str, Any]:
     """Return the recipe's parameters, schedules kept, the rest checked."""
-    given = dict(recipe.parameters)
+    given: dict[str, Any] = dict(recipe.parameters)
     if recipe.coefficients is not None:
         if "coefficients" not in method.parameters:
             raise ArgumentError(f"merge {method.name} takes no coefficients", do="Leave coefficients out of the recipe")
@@ -363,11 +381,17 @@ def _resolve(fixed: dict[str, Any], name: str, layers: int, method: Method, draf
         return None
 
 
+def is_reduced_first(method: Method, work: Work, tile: int) -> bool:
+    """Tell whether a work's statistics take passes of their own; else they are formed in memory, tile by tile."""
+    scope = method.reduction_scope(work.parameters or {})
+    return scope == "model" or (scope == "tensor" and work.size > tile)
+
+
 def _reductions(method: Method, work: Work) -> list[Reduction]:
     """Return the reductions that the method will ask for, found by a dry run on one zero."""
     asked: list[Reduction] = []
 
-    def listen() -> Iterator[Any]:
+    def listen() -> Statistics:
         statistics = method.statistics(work.parameters or {})
         answer: Any = None
         try:
@@ -384,7 +408,11 @@ def _reductions(method: Method, work: Work) -> list[Reduction]:
 
 
 def _make_job(
-    method: Method, works: Sequence[Work], inputs: Sequence[Checkpoint], asked: Sequence[Reduction], options: Options
+    method: Method,
+    works: Sequence[Work],
+    inputs: Sequence[Checkpoint],
+    asked: Sequence[Reduction],
+    options: Options,
 ) -> Job:
     merged = [w for w in works if w.parameters is not None]
     wide = any(e.dtype == "F64" for w in merged for e in w.inputs)
@@ -406,7 +434,12 @@ def _make_job(
     if ceiling is not None and limits.peak_bytes > ceiling:
         limits = choose_limits(demand, ceiling, threads)
     return Job(
-        method, layer_count(inputs[0].tensors), "float64" if wide else "float32", limits, device, options.allow_nonfinite
+        method,
+        layer_count(inputs[0].tensors),
+        "float64" if wide else "float32",
+        limits,
+        device,
+        options.allow_nonfinite,
     )
 
 

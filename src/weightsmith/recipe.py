@@ -116,9 +116,7 @@ def read_recipe(path: str | Path, *, known: Mapping[str, Collection[str]] | None
     return parse_recipe(text, what, known=known)
 
 
-def parse_recipe(
-    text: str, where: str = "recipe", *, known: Mapping[str, Collection[str]] | None = None
-) -> Recipe:
+def parse_recipe(text: str, where: str = "recipe", *, known: Mapping[str, Collection[str]] | None = None) -> Recipe:
     """Check a recipe's text and return what it says; every fault is reported at once.
 
     Args:
@@ -152,9 +150,7 @@ def parse_recipe(
     seed = _seed(fields.get("seed"), faults)
     shard_bytes = _shard_bytes(fields.get("shard_size"), faults)
     if root and root.kind == "mapping":
-        faults += [
-            (root.line, f"key '{key}' is missing") for key in ("method", "models") if key not in fields
-        ]
+        faults += [(root.line, f"key '{key}' is missing") for key in ("method", "models") if key not in fields]
     if faults or method is None:
         told = [f"line {line}: {fault}" for line, fault in sorted(faults, key=lambda fault: fault[0])]
         raise_all(told, RecipeError, shown(where))

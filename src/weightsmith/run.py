@@ -18,7 +18,7 @@ from weightsmith.checkpoint.entry import Checkpoint
 from weightsmith.checkpoint.read import Files, check_unchanged, fingerprint
 from weightsmith.checkpoint.write import Output, Shard, check_output, lay_out, sha256_file
 from weightsmith.errors import ArgumentError, MismatchError, ResourceError, shown
-from weightsmith.plan import Options, Plan, free_bytes, make_plan
+from weightsmith.plan import Options, Plan, free_bytes, is_reduced_first, make_plan
 from weightsmith.recipe import DTYPES, Recipe, parse_size, read_recipe, write_recipe
 from weightsmith.stream import Piece, Stream, Work, Worker
 from weightsmith.tensor.coding import stored_bytes
@@ -198,7 +198,10 @@ def check_target(plan: Plan, out: Path, *, force: bool) -> None:
     free = free_bytes(out.absolute().parent)
     if free < plan.bytes_written:
         raise ResourceError(
-            f"--out '{shown(out)}'", expected=f"{plan.bytes_written} bytes of free disk", got=f"{free}", do="Free space"
+            f"--out '{shown(out)}'",
+            expected=f"{plan.bytes_written} bytes of free disk",
+            got=f"{free}",
+            do="Free space",
         )
 
 
@@ -210,10 +213,11 @@ def reduce_all(plan: Plan, stream: Stream, report: Callable[[int], None]) -> dic
     found: dict[str, tuple[Any, int]] = {}
     by_model = []
     for work in plan.merged:
-        scope = plan.method.reduction_scope(work.parameters or {})
-        if scope == "model":
+        if not is_reduced_first(plan.method, work, stream.tile):
+            continue
+        if plan.method.reduction_scope(work.parameters or {}) == "model":
             by_model.append(work)
-        elif scope == "tensor" and work.size > stream.tile:
+        else:
             found[work.name] = (stream.reduce([work], report), 0)
     if by_model:
         statistics, position = stream.reduce(by_model, report), 0
@@ -252,11 +256,11 @@ def _produce(
                 stop = place + values.size * width
                 worker.store(tile.work, tile.start, values, buffer[place:stop])
                 place = stop
-        output.write(chunk.shard, chunk.offset, memoryview(buffer[:place]))
+        output.write(chunk.shard, chunk.offset, buffer[:place].data)
         return chunk, buffer
 
     for chunk, buffer in stream.in_order(_chunks(shards, works, limits.chunk_bytes, stream), compute):
-        output.digest(chunk.shard, memoryview(buffer[: chunk.nbytes]))
+        output.digest(chunk.shard, buffer[: chunk.nbytes].data)
         buffers.append(buffer)
         report(chunk.input_bytes)
 
@@ -272,9 +276,7 @@ class _Chunk:
     pieces: tuple[Piece, ...]
 
 
-def _chunks(
-    shards: Sequence[Shard], works: Mapping[str, Work], chunk_bytes: int, stream: Stream
-) -> Iterator[_Chunk]:
+def _chunks(shards: Sequence[Shard], works: Mapping[str, Work], chunk_bytes: int, stream: Stream) -> Iterator[_Chunk]:
     for index, shard in enumerate(shards):
         held: list[Piece] = []
         start, nbytes, read = len(shard.header), 0, 0
@@ -381,7 +383,9 @@ def _finish(
     )
     output.write_text("README.md", card)
     weights = output.records()
-    beside = [p for p in sorted(output.partial.rglob("*")) if p.is_file() and p.name not in {w["file"] for w in weights}]
+    beside = [
+        p for p in sorted(output.partial.rglob("*")) if p.is_file() and p.name not in {w["file"] for w in weights}
+    ]
     record = {
         "format": 1,
         "weightsmith": version("weightsmith"),

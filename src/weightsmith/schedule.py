@@ -84,9 +84,7 @@ def glob_fault(glob: str) -> str:
 def _on_curve(values: tuple[Value, ...], name: str, layer: int | None, layers: int) -> float:
     """Interpolate between values spread evenly over layers 0 to layers - 1."""
     if layer is not None and not 0 <= layer < layers:
-        raise ArgumentError(
-            f"tensor '{shown(name)}' has layer {layer}", expected=f"a layer from 0 to {layers - 1}"
-        )
+        raise ArgumentError(f"tensor '{shown(name)}' has layer {layer}", expected=f"a layer from 0 to {layers - 1}")
     steps = max(layers - 1, 1)
     place, rest = divmod((layer or 0) * (len(values) - 1), steps)
     start, stop = float(values[place]), float(values[min(place + 1, len(values) - 1)])

@@ -129,7 +129,7 @@ class Worker:
         """Read elements start .. stop of one stored tensor as numbers into out, (stop - start,)."""
         width = stored_bytes(entry.dtype)
         raw = self._raw[: (stop - start) * width]
-        self.files.pread_into(entry.file, entry.offset + start * width, memoryview(raw))
+        self.files.pread_into(entry.file, entry.offset + start * width, raw.data)
         finite = decode(raw, entry.dtype, out)
         if entry.low_rank is not None:
             left, right = self._low_rank(entry)
@@ -169,7 +169,7 @@ class Worker:
     def copy(self, piece: Piece, out: Array) -> None:
         """Copy a piece's stored bytes."""
         entry = piece.work.inputs[0]
-        self.files.pread_into(entry.file, entry.offset + piece.start, memoryview(out))
+        self.files.pread_into(entry.file, entry.offset + piece.start, out.data)
 
     def _low_rank(self, entry: Entry) -> tuple[Array, Array]:
         """Return the factors (rows, rank) and (rank, columns) in float32; the last tensor's are kept."""
@@ -182,10 +182,14 @@ class Worker:
 
     def _whole(self, entry: Entry) -> Array:
         raw = np.empty(entry.nbytes, np.uint8)
-        self.files.pread_into(entry.file, entry.offset, memoryview(raw))
+        self.files.pread_into(entry.file, entry.offset, raw.data)
         out = np.empty(entry.size, np.float32)
         if not decode(raw, entry.dtype, out):
-            raise NonFiniteError(f"{entry.file}: tensor '{shown(entry.name)}'", expected="finite numbers", got="NaN or infinity")
+            raise NonFiniteError(
+                f"{entry.file}: tensor '{shown(entry.name)}'",
+                expected="finite numbers",
+                got="NaN or infinity",
+            )
         return out.reshape(entry.shape)
 
 
@@ -341,6 +345,7 @@ class Stream:
         wide = self.job.compute_dtype == "float64"
         bits, shifts = (np.uint64, (48, 32, 16, 0)) if wide else (np.uint32, (16, 0))
         asked = [k for k in ranks if k > 0]
+        mask = bits(np.iinfo(bits).max >> 1)
         prefixes = np.zeros((vectors, len(asked)), bits)
         left = np.tile(np.array(asked, np.int64), (vectors, 1))
         counter = np.uint32 if total < 2**32 else np.int64
@@ -350,15 +355,20 @@ class Stream:
             span = -(-len(batches) // regions)
             shape = (regions, vectors, 1 if one else len(asked), RADIX)
 
-            def run(worker: Worker, item: tuple[int, list[Piece]], shape: Any = shape, shift: int = shift, span: int = span) -> int:
+            def run(
+                worker: Worker,
+                item: tuple[int, list[Piece]],
+                shape: Any = shape,
+                shift: int = shift,
+                span: int = span,
+            ) -> int:
                 index, batch = item
                 counts = worker.counts.get(shape)
                 if counts is None:
                     counts = worker.counts[shape] = np.zeros(shape, counter)
                 for _, _, others in self._each_tile(worker, batch):
-                    compiled.count_digits(
-                        others.view(bits), bits(shift), prefixes[:, : shape[2]], counts[index // span]
-                    )
+                    part = prefixes[:, : shape[2]]
+                    compiled.count_digits(others.view(bits), mask, bits(shift), part, counts[index // span])
                 return _stored(batch)
 
             for done in self.in_order(enumerate(batches), run):
@@ -372,7 +382,9 @@ class Stream:
             left += equal
             prefixes = (prefixes << bits(16)) | digit.astype(bits)
         values = prefixes.view(np.float64 if wide else np.float32).astype(np.float64)
-        per_region = np.take_along_axis(np.broadcast_to(counts, (regions, *whole.shape)), digit[None, ..., None], -1)[..., 0]
+        per_region = np.take_along_axis(np.broadcast_to(counts, (regions, *whole.shape)), digit[None, ..., None], -1)[
+            ..., 0
+        ]
         cut = self._cuts(batches, offsets, total, values, left, equal, per_region, span)
         found, taken = [], 0
         for k in ranks:
@@ -384,8 +396,15 @@ class Stream:
         return found
 
     def _cuts(
-        self, batches: Sequence[list[Piece]], offsets: dict[str, int], total: int, values: Array, left: Array, equal: Array,
-        per_region: Array, span: int,
+        self,
+        batches: Sequence[list[Piece]],
+        offsets: dict[str, int],
+        total: int,
+        values: Array,
+        left: Array,
+        equal: Array,
+        per_region: Array,
+        span: int,
     ) -> Array:
         """Return, for each vector and rank, the index after the `left`-th entry equal to the value."""
         cut = np.full(values.shape, total, np.int64)

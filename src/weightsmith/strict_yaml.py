@@ -115,9 +115,7 @@ def _node(event: yaml.NodeEvent, faults: Faults) -> Node:
     else:
         node = Node(line, "mapping" if isinstance(event, yaml.MappingStartEvent) else "list")
     if getattr(event, "tag", None) is not None:
-        faults.append(
-            (line, f"tag '{shown(getattr(event, 'tag', ''))}' is refused; write the value without a tag")
-        )
+        faults.append((line, f"tag '{shown(getattr(event, 'tag', ''))}' is refused; write the value without a tag"))
     return node
 
 
@@ -172,9 +170,7 @@ def mapping(node: Node, what: str, keys: Collection[str] | None, faults: Faults)
         elif key.plain and name == "<<":
             faults.append((key.line, f"{what}: merge key '<<' is refused; write the entries out"))
         elif name in lines:
-            faults.append(
-                (key.line, f"{what}: key '{shown(name)}' is given twice, first on line {lines[name]}")
-            )
+            faults.append((key.line, f"{what}: key '{shown(name)}' is given twice, first on line {lines[name]}"))
         elif keys is not None and name not in keys:
             faults.append((key.line, f"{what}: unknown key '{shown(name)}'; {nearest(name, keys)}"))
         else:
@@ -210,9 +206,7 @@ def text_of(node: Node | None, what: str, faults: Faults) -> str | None:
     """Return a node's text; None for no node, and, with a fault added, for anything but text."""
     value = scalar(node, what, faults) if node else None
     if node and value is not None and (not isinstance(value, str) or not value.strip()):
-        faults.append(
-            (node.line, f"{what}: expected text, got {seen(node)}; put it in quotes if text is meant")
-        )
+        faults.append((node.line, f"{what}: expected text, got {seen(node)}; put it in quotes if text is meant"))
         return None
     return value if isinstance(value, str) else None
 

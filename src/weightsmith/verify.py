@@ -103,13 +103,18 @@ def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / "edit.json"
     if not folder.is_dir() or not path.is_file():
         raise ArgumentError(
-            f"verify '{shown(folder)}'", expected="a folder with edit.json", got="none", do="Name the output of a merge"
+            f"verify '{shown(folder)}'",
+            expected="a folder with edit.json",
+            got="none",
+            do="Name the output of a merge",
         )
     record = read_json(path, MAX_RECORD_BYTES)
     needed = {"format": int, "recipe": str, "inputs": list, "outputs": list, "tensors": dict}
     wrong = [k for k, kind in needed.items() if not isinstance(record, dict) or not isinstance(record.get(k), kind)]
     if wrong:
-        raise CheckpointError(f"{path}: not a record of weightsmith", expected=", ".join(needed), got=f"no valid {wrong[0]}")
+        raise CheckpointError(
+            f"{path}: not a record of weightsmith", expected=", ".join(needed), got=f"no valid {wrong[0]}"
+        )
     if record["format"] != 1:
         raise CheckpointError(f"{path}: format", expected="1", got=str(record["format"]), do="Use a newer weightsmith")
     return dict(record)
@@ -198,7 +203,9 @@ def _compare_samples(plan: Plan, checkpoint: Checkpoint, findings: list[str]) ->
             compared += stop - start
             if not np.array_equal(expected.view(np.uint8), actual):
                 first = int(np.argmax(expected.view(np.uint8) != actual)) // width + start
-                findings.append(f"tensor '{shown(work.name)}' differs from its recomputation, first at flat index {first}")
+                findings.append(
+                    f"tensor '{shown(work.name)}' differs from its recomputation, first at flat index {first}"
+                )
     return compared
 
 

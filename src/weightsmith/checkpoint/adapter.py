@@ -17,6 +17,7 @@ from weightsmith.errors import CheckpointError, nearest, raise_all, shown
 
 PATTERN_CHARACTERS = 512
 PATTERN_COUNT = 2000
+PATH_CHARACTERS = 256  # of a module that patterns are matched with
 PATTERN_CHOICES = 10_000
 RANK = 2**31
 PREFIX = "base_model.model."
@@ -115,9 +116,7 @@ def apply_adapter(base: Checkpoint, adapter_folder: Path, follow_symlinks: bool 
         raise_all(faults, CheckpointError, f"{what} on model '{shown(base.reference)}'", _ELSEWHERE)
     notes = _notes(base, [*saved, *(f"{path}.weight" for path in pairs)], folder)
     reference = f"{base.reference}+{adapter_folder}"
-    return replace(
-        base, reference=reference, tensors=tensors, files=(*base.files, file), notes=(*base.notes, *notes)
-    )
+    return replace(base, reference=reference, tensors=tensors, files=(*base.files, file), notes=(*base.notes, *notes))
 
 
 def _member(folder: Path, names: tuple[str, ...], follow_symlinks: bool) -> Path:
@@ -278,18 +277,17 @@ def _is_target(name: str, base: Checkpoint, faults: list[str]) -> bool:
 def _hint(name: str, base: Checkpoint) -> str:
     """Return the nearest names, sought among those that end alike so that a large model stays quick."""
     tail = name.rsplit(".", 2)[-2:]
-    return nearest(
-        name, [n for n in base.tensors if n.rsplit(".", 2)[-2:] == tail][:500] or [*base.tensors][:500]
-    )
+    return nearest(name, [n for n in base.tensors if n.rsplit(".", 2)[-2:] == tail][:500] or [*base.tensors][:500])
 
 
-def _low_rank(
-    path: str, pair: _Pair, target: Entry, settings: _Settings, faults: list[str]
-) -> LowRank | None:
+def _low_rank(path: str, pair: _Pair, target: Entry, settings: _Settings, faults: list[str]) -> LowRank | None:
     down, up = pair.down, pair.up
     if down is None or up is None:
         have, lack = ("B", "A") if down is None else ("A", "B")
         faults.append(f"module '{shown(path)}' has a factor {have} without {lack}")
+        return None
+    if len(path) > PATH_CHARACTERS and (settings.rank_pattern or settings.alpha_pattern):
+        faults.append(f"module '{shown(path)}' has a path of over {PATH_CHARACTERS} characters to match")
         return None
     rank = next((v for p, v in settings.rank_pattern if p.match(path)), settings.rank)
     alpha = next((v for p, v in settings.alpha_pattern if p.match(path)), settings.alpha)

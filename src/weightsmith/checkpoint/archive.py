@@ -78,9 +78,7 @@ def _directory(handle: int, size: int, path: Path) -> tuple[int, int, int]:
     at = size - _END.size
     end = _END.unpack(read_exactly(handle, _END.size, at, path))
     if end[0] != b"PK\x05\x06" or end[7]:
-        _refuse(
-            path, "it does not end with the directory of a zip archive: it is cut off, or has trailing bytes"
-        )
+        _refuse(path, "it does not end with the directory of a zip archive: it is cut off, or has trailing bytes")
     count, length, start = end[4], end[5], end[6]
     if at >= _LOCATOR.size:
         locator = _LOCATOR.unpack(read_exactly(handle, _LOCATOR.size, at - _LOCATOR.size, path))

@@ -60,9 +60,7 @@ def carry(checkpoint: Checkpoint, into: Path, *, dtype: str | None, code: bool) 
     if checkpoint.folder is None:
         return []
     if os.path.realpath(checkpoint.folder) == os.path.realpath(into):
-        raise ArgumentError(
-            f"output {shown(into)} is the folder of an input", do="Name another output folder"
-        )
+        raise ArgumentError(f"output {shown(into)} is the folder of an input", do="Name another output folder")
     weights = {os.path.realpath(file) for file in checkpoint.files}
     records = []
     for name, reason in list(_listing(checkpoint.folder, weights, code)):
@@ -86,9 +84,7 @@ def _listing(folder: Path, weights: Collection[str], code: bool) -> Iterator[tup
                 continue
             for item in inner:
                 reason = (
-                    "a folder within a folder"
-                    if os.path.isdir(item.path)
-                    else _reason(item, folder, weights, code)
+                    "a folder within a folder" if os.path.isdir(item.path) else _reason(item, folder, weights, code)
                 )
                 yield f"{entry.name}/{item.name}", reason or _reason_of_name(entry.name)
         elif os.path.isdir(entry.path):
@@ -126,9 +122,7 @@ def _reason(entry: os.DirEntry[str], folder: Path, weights: Collection[str], cod
     if reason:
         return reason
     if check_member(Path(entry.path), folder, follow_symlinks=False):
-        return (
-            "a link that leads outside the folder or nowhere" if entry.is_symlink() else "not a regular file"
-        )
+        return "a link that leads outside the folder or nowhere" if entry.is_symlink() else "not a regular file"
     size = entry.stat().st_size
     limit = MAX_CONFIG_BYTES if entry.name == "config.json" else MAX_FILE_BYTES
     return f"{size} bytes, above the limit of {limit}" if size > limit else ""

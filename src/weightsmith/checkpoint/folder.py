@@ -12,7 +12,7 @@ from typing import Any
 from weightsmith.checkpoint.entry import Checkpoint, Entry
 from weightsmith.checkpoint.header import read_exactly, read_header, regular_file, sniff, strict_json
 from weightsmith.checkpoint.torchfile import TORCH_SUFFIXES, is_torch_file, read_torch_file
-from weightsmith.errors import CheckpointError, raise_all, shown
+from weightsmith.errors import CheckpointError, ResourceError, raise_all, shown
 
 INDEX_BYTES = 100_000_000
 CONFIG_BYTES = 10_000_000
@@ -44,9 +44,16 @@ def open_folder(folder: Path, reference: str, *, follow_symlinks: bool = False) 
 
     Raises:
         CheckpointError: No weights, more than one kind, or files that contradict each other.
+        ResourceError: The folder or a file may not be read.
     """
     folder = Path(os.path.abspath(folder))
-    chosen = _choose(folder, sorted(os.listdir(folder)))
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise ResourceError(
+            f"folder '{shown(folder)}' cannot be listed: {error.strerror}", do="Check its permissions"
+        ) from error
+    chosen = _choose(folder, names)
     return _assemble(folder / chosen, folder, reference, follow_symlinks)
 
 
@@ -95,9 +102,7 @@ def read_json(path: Path, limit_bytes: int) -> Any:
         raw = read_exactly(handle, size, 0, path)
     kind = sniff(raw[:64])
     if kind:
-        raise CheckpointError(
-            f"file '{shown(path)}' is not JSON", expected="JSON", got=kind, do="Fetch the file again"
-        )
+        raise CheckpointError(f"file '{shown(path)}' is not JSON", expected="JSON", got=kind, do="Fetch the file again")
     return strict_json(raw, f"file '{shown(path)}'", nonfinite=True)
 
 
@@ -143,10 +148,7 @@ def check_member(path: Path, root: Path, *, follow_symlinks: bool) -> str | None
             real = Path(os.path.realpath(path, strict=True))
             mode = os.lstat(real).st_mode
             if not follow_symlinks and not _is_allowed_target(real, Path(os.path.realpath(root))):
-                return (
-                    f"'{shown(path)}' is a link to '{shown(real)}', outside its folder "
-                    "(--follow-symlinks allows it)"
-                )
+                return f"'{shown(path)}' is a link to '{shown(real)}', outside its folder (--follow-symlinks allows it)"
     except FileNotFoundError:
         return f"'{shown(path)}' is " + ("a dangling link" if os.path.islink(path) else "missing")
     except (OSError, ValueError) as error:
@@ -298,13 +300,9 @@ def _shard_names(index: Path, listed: dict[str, Any], faults: list[str]) -> list
             first[shard] = name
     for shard, name in first.items():
         if not _is_plain(shard):
-            faults.append(
-                f"tensor '{shown(name)}' is mapped to '{shown(shard)}', not to a file beside the index"
-            )
+            faults.append(f"tensor '{shown(name)}' is mapped to '{shown(shard)}', not to a file beside the index")
         elif not shard.endswith(suffix):
-            faults.append(
-                f"tensor '{shown(name)}' is mapped to '{shown(shard)}', which does not end in {suffix}"
-            )
+            faults.append(f"tensor '{shown(name)}' is mapped to '{shown(shard)}', which does not end in {suffix}")
     return sorted(first)
 
 

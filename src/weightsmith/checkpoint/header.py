@@ -60,6 +60,9 @@ def read_header(path: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
         raw = read_exactly(handle, length, 8, path)
     if raw[:1] != b"{":
         _refuse(path, "the header does not begin with '{'", got=sniff(head) or shown(raw[:8]))
+    # A tensor needs one object and two lists; many more would take memory far beyond the size of the header.
+    if raw.count(b"[") + raw.count(b"{") - 3 * raw.count(b'"data_offsets"') > METADATA_BYTES:
+        _refuse(path, "the header holds more lists and objects than tensors and metadata need")
     table = strict_json(raw, f"header of '{shown(path)}'", minus_zero=False)
     return _entries(path, table, 8 + length, size)
 
@@ -252,8 +255,7 @@ def _entries(path: Path, table: Any, start: int, size: int) -> tuple[dict[str, E
     found.sort(key=_range)
     _check_cover(path, found, size - start)
     entries = {
-        name: Entry(name, dtype, shape, path, start + begin, end - begin)
-        for begin, end, name, dtype, shape in found
+        name: Entry(name, dtype, shape, path, start + begin, end - begin) for begin, end, name, dtype, shape in found
     }
     return entries, metadata
 
@@ -293,9 +295,7 @@ def _check_cover(path: Path, found: list[tuple[int, int, str, str, tuple[int, ..
     before = ""
     for begin, end, name, _, _ in found:
         if begin < at:
-            _refuse(
-                path, f"overlaps tensor '{shown(before)}' by {at - begin} bytes at byte {begin}", name=name
-            )
+            _refuse(path, f"overlaps tensor '{shown(before)}' by {at - begin} bytes at byte {begin}", name=name)
         if begin > at:
             _refuse(path, f"leaves a hole of {shown(begin - at)} bytes before it, at byte {at}", name=name)
         at, before = end, name

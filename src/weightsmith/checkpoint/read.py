@@ -17,7 +17,7 @@ from weightsmith.checkpoint.folder import open_file, open_folder
 from weightsmith.checkpoint.header import open_regular, read_exactly, regular_file
 from weightsmith.errors import ArgumentError, CheckpointError, ResourceError, nearest, raise_all, shown
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w][\w./-]*)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@\w[\w./-]*)?", re.ASCII)
 
 
 def open_checkpoint(reference: str | Path, *, follow_symlinks: bool = False) -> Checkpoint:
@@ -40,13 +40,13 @@ def open_checkpoint(reference: str | Path, *, follow_symlinks: bool = False) -> 
     prefix, rest = next(((p, text[len(p) :]) for p in ("file:", "hub:") if text.startswith(p)), ("", text))
     path = Path(os.path.expanduser(rest))
     if prefix != "hub:" and rest and os.path.lexists(path):
-        opener = open_folder if path.is_dir() else open_file
+        opener = open_folder if os.path.isdir(path) else open_file
         return opener(path, text, follow_symlinks=follow_symlinks)
     base, plus, folder = rest.rpartition("+")
     if plus:
         return _with_adapter(prefix + base, Path(os.path.expanduser(folder)), text, follow_symlinks)
-    is_id = _HUB_ID.fullmatch(rest) is not None
-    if prefix == "hub:" or (not prefix and is_id and not path.parent.is_dir()):
+    is_id = _HUB_ID.fullmatch(rest) is not None and len(rest.partition("@")[0]) <= 96  # as the hub has it
+    if prefix == "hub:" or (not prefix and is_id and not os.path.isdir(path.parent)):
         if not is_id:
             raise ArgumentError(
                 f"model '{shown(text)}' is not a hub id", expected="hub:org/name or hub:org/name@revision"
@@ -59,7 +59,7 @@ def open_checkpoint(reference: str | Path, *, follow_symlinks: bool = False) -> 
 
 
 def _with_adapter(base: str, folder: Path, text: str, follow_symlinks: bool) -> Checkpoint:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ArgumentError(
             f"adapter '{shown(folder)}' of model '{shown(text)}' does not exist",
             expected="a local folder after the last '+'",
@@ -73,7 +73,7 @@ def _near(path: Path) -> str:
     """Return a hint with the names in the folder nearest to a path that does not exist."""
     parent = Path(os.path.abspath(path)).parent
     missing = path.name
-    while not parent.is_dir() and parent != parent.parent:
+    while not os.path.isdir(parent) and parent != parent.parent:
         missing, parent = parent.name, parent.parent
     try:
         names = sorted(os.listdir(parent))
@@ -92,9 +92,7 @@ class Files:
 
     def __init__(self, limit: int = 64) -> None:
         if limit < 1:
-            raise ArgumentError(
-                "a pool of files needs room for one", expected="a limit of at least 1", got=f"{limit}"
-            )
+            raise ArgumentError("a pool of files needs room for one", expected="a limit of at least 1", got=f"{limit}")
         self._limit = limit
         self._open: OrderedDict[Path, int] = OrderedDict()
         self._path: Path | None = None
@@ -135,10 +133,7 @@ class Files:
             try:
                 handle = open_regular(path)
             except ResourceError as error:
-                if (
-                    getattr(error.__cause__, "errno", None) not in (errno.EMFILE, errno.ENFILE)
-                    or not self._open
-                ):
+                if getattr(error.__cause__, "errno", None) not in (errno.EMFILE, errno.ENFILE) or not self._open:
                     raise
                 self.close()
                 handle = open_regular(path)
@@ -222,6 +217,4 @@ def check_unchanged(before: Mapping[str, Mapping[str, int | str]]) -> None:
         elif now.st_mtime_ns != kept["mtime_ns"]:
             faults.append(f"file '{shown(name)}' was written to")
     if faults:
-        raise_all(
-            faults, CheckpointError, "inputs changed while they were read", "Run again on files at rest"
-        )
+        raise_all(faults, CheckpointError, "inputs changed while they were read", "Run again on files at rest")

@@ -119,9 +119,7 @@ def _check_kind(path: Path, head: bytes) -> None:
 
 def _refuse_globals(path: Path, names: list[str]) -> NoReturn:
     bad = [shown(name) for name in names if name not in ALLOWED]
-    listed = ", ".join(f"'{name}'" for name in bad[:10]) + (
-        f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-    )
+    listed = ", ".join(f"'{name}'" for name in bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
     _refuse(
         path,
         "its pickle would run code that weights never need, and nothing of it was run",
@@ -182,8 +180,7 @@ def _view(storage: _Storage, dtype: str, start: Any, shape: Any, strides: Any) -
     if len(shape) > DIMENSIONS or not all(map(_is_count, (start, *shape, *strides))):
         # The values are not shown: they may nest without end.
         raise PickleFault(
-            "a tensor's offset, shape and strides are not integers from 0, "
-            f"or it has more than {DIMENSIONS} dimensions"
+            f"a tensor's offset, shape and strides are not integers from 0, or it has more than {DIMENSIONS} dimensions"
         )
     size = 1
     expected = []
@@ -191,14 +188,11 @@ def _view(storage: _Storage, dtype: str, start: Any, shape: Any, strides: Any) -
         expected.append(size)
         size *= length
     if size and any(n > 1 and s != e for n, s, e in zip(shape, strides, reversed(expected), strict=True)):
-        raise PickleFault(
-            f"a tensor of shape {shape} has strides {strides}: it is not contiguous in its storage"
-        )
+        raise PickleFault(f"a tensor of shape {shape} has strides {strides}: it is not contiguous in its storage")
     width = DTYPE_BITS[dtype] // 8
     if size and (start + size) * width > storage.nbytes:
         raise PickleFault(
-            f"a tensor of {size} elements at element {start} reaches beyond "
-            f"its storage of {storage.nbytes} bytes"
+            f"a tensor of {size} elements at element {start} reaches beyond its storage of {storage.nbytes} bytes"
         )
     return _View(storage, dtype, start * width if size else 0, shape, size * width)
 

@@ -57,6 +57,13 @@ class _Machine:
             raise PickleFault("the pickle ends early")
         return self.raw[start : self.at]
 
+    def byte(self) -> int:
+        at = self.at
+        if at >= len(self.raw):
+            raise PickleFault("the pickle ends early")
+        self.at = at + 1
+        return self.raw[at]
+
     def number(self, count: int) -> int:
         return int.from_bytes(self.take(count), "little")
 
@@ -141,7 +148,7 @@ def _build(m: _Machine) -> None:
 
 
 def _long(m: _Machine) -> None:
-    m.stack.append(int.from_bytes(m.take(m.number(1)), "little", signed=True))
+    m.stack.append(int.from_bytes(m.take(m.byte()), "little", signed=True))
 
 
 def _tuple(count: int) -> Callable[[_Machine], object]:
@@ -161,15 +168,15 @@ _DO: dict[int, Callable[[_Machine], object]] = {
     for code, action in {
         "\x95": lambda m: m.take(8),
         "(": _mark,
-        "q": lambda m: m.remember(m.number(1)),
+        "q": lambda m: m.remember(m.byte()),
         "r": lambda m: m.remember(m.number(4)),
         "\x94": lambda m: m.remember(len(m.memo)),
-        "h": lambda m: m.recall(m.number(1)),
+        "h": lambda m: m.recall(m.byte()),
         "j": lambda m: m.recall(m.number(4)),
         "X": lambda m: m.text(m.number(4)),
-        "\x8c": lambda m: m.text(m.number(1)),
+        "\x8c": lambda m: m.text(m.byte()),
         "\x8d": lambda m: m.text(m.number(8)),
-        "K": lambda m: m.stack.append(m.number(1)),
+        "K": lambda m: m.stack.append(m.byte()),
         "M": lambda m: m.stack.append(m.number(2)),
         "J": lambda m: m.stack.append(int.from_bytes(m.take(4), "little", signed=True)),
         "\x8a": _long,
@@ -231,9 +238,7 @@ def load(
             return machine.stack[0]
         action = _DO.get(code)
         if action is None:
-            raise PickleFault(
-                f"the pickle holds the operation {_name_of(code)}, which saved weights never need"
-            )
+            raise PickleFault(f"the pickle holds the operation {_name_of(code)}, which saved weights never need")
         action(machine)
     raise PickleFault(f"the pickle holds more than {OPERATIONS} operations")
 

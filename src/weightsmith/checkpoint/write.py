@@ -74,9 +74,7 @@ def lay_out(
     return shards
 
 
-def _lay_out_one(
-    name: str, group: Sequence[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str]
-) -> Shard:
+def _lay_out_one(name: str, group: Sequence[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str]) -> Shard:
     table: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for tensor, dtype, shape, nbytes in group:
@@ -234,7 +232,9 @@ def check_output(out: Path, inputs: Sequence[Path], *, force: bool) -> None:
         theirs = Path(os.path.realpath(given))
         if real == theirs or theirs in real.parents or real in theirs.parents:
             raise ArgumentError(
-                f"--out '{shown(out)}'", expected="a folder apart from the inputs", got=f"the input '{shown(given)}'",
+                f"--out '{shown(out)}'",
+                expected="a folder apart from the inputs",
+                got=f"the input '{shown(given)}'",
                 do="Choose another folder; inputs are never changed",
             )
     if os.path.lexists(out):
@@ -244,19 +244,25 @@ def check_output(out: Path, inputs: Sequence[Path], *, force: bool) -> None:
         held = {p.name for p in out.iterdir()}
         if held and force and "edit.json" not in held:
             raise ArgumentError(
-                f"--out '{shown(out)}'", expected="a folder that weightsmith wrote", got="one without edit.json",
+                f"--out '{shown(out)}'",
+                expected="a folder that weightsmith wrote",
+                got="one without edit.json",
                 do="--force replaces nothing else; move it away yourself",
             )
         if held and not force:
             raise ArgumentError(
-                f"--out '{shown(out)}' exists", expected="a new folder", got="a folder",
+                f"--out '{shown(out)}' exists",
+                expected="a new folder",
+                got="a folder",
                 do="Choose another name, or pass --force to replace it once the new one is complete",
             )
     parent = real.parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ResourceError(f"--out '{shown(out)}'", expected="a folder that can be written", got=f"'{parent}' is not one")
+        raise ResourceError(
+            f"--out '{shown(out)}'", expected="a folder that can be written", got=f"'{parent}' is not one"
+        )
 
 
 def sha256_file(path: Path) -> str:

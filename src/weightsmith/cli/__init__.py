@@ -52,10 +52,13 @@ class _Verbs(click.Group):
         """Import the verb's file and return its command."""
         if name not in VERBS:
             return None
-        command: click.Command = importlib.import_module(f"weightsmith.cli.{name}").command
+        module = "weightsmith.demo.verb" if name == "demo" else f"weightsmith.cli.{name}"
+        command: click.Command = importlib.import_module(module).command
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """Name the nearest verb where there is none of that name."""
         if args[0] not in VERBS and not args[0].startswith("-"):
             raise click.UsageError(f"no verb '{args[0]}'; {nearest(args[0], VERBS)}", ctx)
@@ -67,7 +70,11 @@ class _Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
-@click.group(cls=_Verbs, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=_Verbs,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(package_name="weightsmith")
 def group() -> None:
     """Edit what a trained model knows, directly in its weights."""
@@ -120,6 +127,3 @@ class _Terminated:
     def _stop(*_: object) -> None:
         click.echo("weightsmith: terminated; nothing half-written is left", err=True)
         raise SystemExit(143)
-
-
-

@@ -32,10 +32,18 @@ class MethodsGroup(click.Group):
 
     def __init__(self, *, name: str, help: str, short_help: str, dry_run: bool) -> None:
         example = f"weightsmith {name} ties --base B --model A1 --model A2 --density 0.2 --out OUT"
-        twin = "weightsmith.make_plan(recipe)" if dry_run else 'weightsmith.merge("ties", base=B, models=[A1, A2], out=OUT)'
+        twin = (
+            "weightsmith.make_plan(recipe)"
+            if dry_run
+            else 'weightsmith.merge("ties", base=B, models=[A1, A2], out=OUT)'
+        )
         epilog = f"\b\nExample:\n  {example}\n  weightsmith {name} recipe.yaml OUT\n\nPython twin: {twin}"
         super().__init__(
-            name=name, help=help, short_help=short_help, epilog=epilog, subcommand_metavar="METHOD|RECIPE [OPTIONS]..."
+            name=name,
+            help=help,
+            short_help=short_help,
+            epilog=epilog,
+            subcommand_metavar="METHOD|RECIPE [OPTIONS]...",
         )
         self.dry_run = dry_run
 
@@ -50,7 +58,8 @@ class MethodsGroup(click.Group):
         if name.endswith((".yaml", ".yml")) or Path(name).exists():
             return _recipe_command(name, self.dry_run)
         raise ArgumentError(
-            f"'{shown(name)}' is neither a method nor a recipe file", do=nearest(name, self.list_commands(ctx)).capitalize()
+            f"'{shown(name)}' is neither a method nor a recipe file",
+            do=nearest(name, self.list_commands(ctx)).capitalize(),
         )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -23,12 +23,23 @@ INPUTS = (
         help="A model to merge: file, folder, MODEL+ADAPTER, or hub id org/name[@revision]. Repeat, in order.",
     ),
     click.Option(["--copy"], metavar="GLOB", multiple=True, help="Take these tensors from the first input unmerged."),
-    click.Option(["--drop"], metavar="GLOB", multiple=True, help="Leave out these tensors, which the first input lacks."),
+    click.Option(
+        ["--drop"],
+        metavar="GLOB",
+        multiple=True,
+        help="Leave out these tensors, which the first input lacks.",
+    ),
     click.Option(["--dtype"], type=click.Choice(list(DTYPES)), help="Output dtype. Default: as in the first input."),
     click.Option(["--shard-size"], default="5GB", show_default=True, metavar="SIZE", help="Bytes per output file."),
 )
 MACHINE = (
-    click.Option(["--memory"], default=f"{DEFAULT_MEMORY // 10**9}GB", show_default=True, metavar="SIZE", help="Budget."),
+    click.Option(
+        ["--memory"],
+        default=f"{DEFAULT_MEMORY // 10**9}GB",
+        show_default=True,
+        metavar="SIZE",
+        help="Budget.",
+    ),
     click.Option(["--threads"], type=click.IntRange(1), metavar="N", help="Default: all processors."),
     click.Option(["--device"], default="cpu", show_default=True, metavar="NAME", help="cpu, cuda or cuda:N."),
     click.Option(["--follow-symlinks"], is_flag=True, help="Let links lead out of a model's folder."),

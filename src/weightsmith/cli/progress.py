@@ -25,7 +25,14 @@ def shown_progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None] |
 @contextmanager
 def _bar() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
@@ -51,7 +58,9 @@ def _lines() -> Callable[[str, int, int], None]:
         speed = done / (now - began)
         left = (total - done) / speed if speed else 0.0
         print(
-            f"{stage}: {100 * done / max(total, 1):.0f} %, {speed / 1e9:.2f} GB/s, {left:.0f} s left", file=sys.stderr, flush=True
+            f"{stage}: {100 * done / max(total, 1):.0f} %, {speed / 1e9:.2f} GB/s, {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
         )
 
     return show

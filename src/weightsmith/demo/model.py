@@ -19,10 +19,10 @@ HEAD_FILE = "heads/head.safetensors"  # beside the trunk, not in it: heads stay 
 class Shape:
     """Sizes of the trunk: width of a token, layers, attention heads, width inside the MLP."""
 
-    width: int = 96
+    width: int = 64
     layers: int = 4
     attention_heads: int = 4
-    inner: int = 192
+    inner: int = 128
 
     @property
     def tokens(self) -> int:

@@ -56,7 +56,8 @@ def imported(name: str) -> ModuleType:
     except ImportError as error:
         package = {"sklearn": "scikit-learn"}.get(name.partition(".")[0], name.partition(".")[0])
         raise ResourceError(
-            f"demo: {package} is not installed ({error})", do="Install it with: pip install 'weightsmith[demo]'"
+            f"demo: {package} is not installed ({error})",
+            do="Install it with: pip install 'weightsmith[demo]'",
         ) from error
 
 

@@ -19,11 +19,11 @@ class Settings:
     """How much is trained. The base sees few images of each task, so that it is weak at all of them."""
 
     shape: Shape = field(default_factory=Shape)
-    base_images: int = 64
-    base_epochs: int = 12
+    base_images: int = 128
+    base_epochs: int = 20
     base_batch: int = 64
-    base_rate: float = 2e-3
-    expert_epochs: int = 6
+    base_rate: float = 3e-3
+    expert_epochs: int = 8
     expert_batch: int = 64
     expert_rate: float = 5e-4
 
@@ -60,8 +60,7 @@ def pretrain(
     weights = initial_weights(settings.shape, generator)
     of_digits = initial_head(settings.shape, 10, generator)
     per_task = [
-        of_digits if e.task.classes == 10 else initial_head(settings.shape, e.task.classes, generator)
-        for e in tasks
+        of_digits if e.task.classes == 10 else initial_head(settings.shape, e.task.classes, generator) for e in tasks
     ]
     few = settings.base_images
     images = torch.stack([torch.from_numpy(e.images["train"][:few]) for e in tasks])
@@ -79,7 +78,10 @@ def pretrain(
     def batches() -> Iterator[tuple[Any, Any]]:
         for _ in range(settings.base_epochs):
             for of_plain in torch.randperm(len(plain_labels), generator=generator).split(settings.base_batch):
-                yield torch.randint(few, (len(tasks), settings.base_batch // 8), generator=generator), of_plain
+                yield (
+                    torch.randint(few, (len(tasks), settings.base_batch // 8), generator=generator),
+                    of_plain,
+                )
 
     unique = {id(t): t for part in (weights, of_digits, *per_task) for t in part.values()}
     _descend(list(unique.values()), loss, list(batches()), settings.base_rate)

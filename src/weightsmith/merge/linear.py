@@ -14,27 +14,27 @@ def linear(
     finetuned: Array,
     *,
     coefficients: Coefficients = None,
-    normalize: Flag = "yes",
+    normalize: Flag = True,
     tile: Tile,
 ) -> Array:
     """Average models, each with its coefficient.
 
-    result = theta_1 + sum_t w_t (theta_t - theta_1),   w = c / sum(c)        (normalize = yes)
-    result = sum_t c_t theta_t                                               (normalize = no)
+    result = theta_1 + sum_t w_t (theta_t - theta_1),   w = c / sum(c)        (normalize)
+    result = sum_t c_t theta_t                                               (not normalize)
 
     The first form is the weighted mean, written so that equal inputs come back bit for bit.
 
     Args:
         finetuned: T models' tensors, (T, n).
         coefficients: c_t, one per model, in the order given; 1 each by default.
-        normalize: Divide the coefficients by their sum; "no" changes the scale of the model where they do not add up to 1.
+        normalize: Divide the coefficients by their sum; without it the model's scale changes where they do not add up to 1.
         tile: Where the tensors lie; see `method.Tile`.
 
     Returns:
         (n,), dtype of the inputs.
 
     Raises:
-        ArgumentError: The coefficients add up to 0 and normalize is "yes".
+        ArgumentError: The coefficients add up to 0 and normalize is on.
 
     Differs from the paper: nothing; uniform soup for equal coefficients.
     Cost: one pass over T models; memory for a tile.
@@ -48,12 +48,12 @@ def linear(
         [1.5, 3.0]
     """
     factors = list(coefficients or [1.0] * len(finetuned))
-    if normalize == "no":
+    if not normalize:
         return weighted_sum(finetuned, factors)
     total = sum(factors)
     if total == 0:
         raise ArgumentError(
-            "merge linear: coefficients", expected="a sum other than 0", got="0", do="Set normalize to no"
+            "merge linear: coefficients", expected="a sum other than 0", got="0", do="Set normalize to false"
         )
     first = finetuned[0]
     if len(finetuned) == 1:

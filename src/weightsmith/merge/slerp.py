@@ -7,13 +7,13 @@ import math
 from weightsmith.arguments import Number
 from weightsmith.method import Statistics, Sums, Tile, method
 from weightsmith.tensor.arrays import Array
-from weightsmith.tensor.vector import add_scaled, columns, combine, dot
+from weightsmith.tensor.vector import add_scaled, combine, gram
 
 LINEAR_ABOVE = 0.9995
 
 
 def _products(base: Array, pair: Array, tile: Tile) -> Array:
-    return columns(dot(pair[0], pair[0]), dot(pair[1], pair[1]), dot(pair[0], pair[1]))
+    return gram(pair)
 
 
 def _prepare() -> Statistics:
@@ -53,12 +53,10 @@ def slerp(finetuned: Array, *, t: Number = 0.5, tile: Tile) -> Array:
     first, second = finetuned[0], finetuned[1]
     if t in (0.0, 1.0):
         return second if t == 1.0 else first
-    aa, bb, ab = (float(x) for x in tile.statistics)
+    aa, ab, bb = (float(x) for x in tile.statistics)
     length = math.sqrt(aa) * math.sqrt(bb)
     cosine = ab / length if length > 0 else 1.0
     if abs(cosine) > LINEAR_ABOVE:
         return add_scaled(first, second - first, t)
     omega = math.acos(cosine)
-    return combine(
-        first, second, math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)
-    )
+    return combine(first, second, math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega))

@@ -16,6 +16,7 @@ Array: TypeAlias = Any
 # Sums are formed over blocks of this many elements, counted from the tensor's start; so they do not depend on
 # how a tensor is cut into tiles, as long as every tile starts at a multiple of it.
 BLOCK = 4096
+LANES = 64  # running sums side by side within a block
 
 
 class Plain(np.ndarray[Any, np.dtype[Any]]):
@@ -60,7 +61,7 @@ def like(values: Any, array: Array) -> Array:
 
 
 def blocked_sum(values: Array) -> Array:
-    """Sum float64 values in blocks of BLOCK, each by halving, a fixed order.
+    """Sum float64 values in blocks of BLOCK: entry i is added to lane i % LANES, in order; the lanes by halving.
 
     Args:
         values: (n,), float64.
@@ -70,12 +71,13 @@ def blocked_sum(values: Array) -> Array:
     """
     xp = namespace(values)
     blocks = -(-values.shape[0] // BLOCK)
-    padded = xp.zeros(blocks * BLOCK, dtype=values.dtype)
-    if is_torch(values):
-        padded = padded.to(values.device)
+    padded = xp.zeros_like(values, shape=(blocks * BLOCK,)) if xp is np else values.new_zeros(blocks * BLOCK)
     padded[: values.shape[0]] = values
-    folded = padded.reshape(blocks, BLOCK)
-    while folded.shape[1] > 1:
-        half = folded.shape[1] // 2
-        folded = folded[:, :half] + folded[:, half:]
-    return folded[:, 0]
+    rows = padded.reshape(blocks, BLOCK // LANES, LANES)
+    lanes = xp.zeros_like(rows[:, 0])
+    for row in range(BLOCK // LANES):
+        lanes = lanes + rows[:, row]
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0]

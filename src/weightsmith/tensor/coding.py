@@ -38,7 +38,11 @@ def encode(values: Array, dtype: str, out: Array) -> bool:
     stored = out.view(_NUMPY[dtype])
     with np.errstate(over="ignore"):
         stored[:] = values
-    return bool(compiled.is_finite(values)) if dtype in ("F32", "F64") and values.dtype == stored.dtype else bool(np.isfinite(stored).all())
+    return (
+        bool(compiled.is_finite(values))
+        if dtype in ("F32", "F64") and values.dtype == stored.dtype
+        else bool(np.isfinite(stored).all())
+    )
 
 
 def _to_odd(values: Array) -> Array:
@@ -49,4 +53,8 @@ def _to_odd(values: Array) -> Array:
     error = narrow.astype(np.float64) != values
     too_far = np.abs(narrow.astype(np.float64)) > np.abs(values)
     even = (bits & 1) == 0
-    return np.where(error & even & np.isfinite(narrow), np.where(too_far, bits - 1, bits + 1), bits).astype(np.uint32).view(np.float32)
+    return (
+        np.where(error & even & np.isfinite(narrow), np.where(too_far, bits - 1, bits + 1), bits)
+        .astype(np.uint32)
+        .view(np.float32)
+    )

@@ -6,22 +6,22 @@ No reassociation and no fused multiply-add: the same operations in the same orde
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 
-from weightsmith.tensor.arrays import BLOCK
+from weightsmith.tensor.arrays import BLOCK, LANES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _loop(function: F) -> F:
-    return numba.njit(nogil=True, cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
 
 
 @_loop
-def weighted_sum(vectors, factors):  # type: ignore[no-untyped-def]
+def weighted_sum(vectors, factors):
     count, size = vectors.shape
     out = np.empty(size, vectors.dtype)
     for i in range(size):
@@ -33,7 +33,7 @@ def weighted_sum(vectors, factors):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def plain_sum(vectors):  # type: ignore[no-untyped-def]
+def plain_sum(vectors):
     count, size = vectors.shape
     out = vectors[0].copy()
     for t in range(1, count):
@@ -43,7 +43,7 @@ def plain_sum(vectors):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def add_scaled(base, vector, factor):  # type: ignore[no-untyped-def]
+def add_scaled(base, vector, factor):
     out = np.empty(base.size, base.dtype)
     for i in range(base.size):
         out[i] = base[i] + vector[i] * factor
@@ -51,7 +51,7 @@ def add_scaled(base, vector, factor):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def combine(first, second, left, right):  # type: ignore[no-untyped-def]
+def combine(first, second, left, right):
     out = np.empty(first.size, first.dtype)
     for i in range(first.size):
         out[i] = first[i] * left + second[i] * right
@@ -59,47 +59,44 @@ def combine(first, second, left, right):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def _fold(work):  # type: ignore[no-untyped-def]
-    half = BLOCK // 2
-    while half >= 1:
-        for i in range(half):
-            work[i] += work[i + half]
-        half //= 2
-    return work[0]
-
-
-@_loop
-def blocked_dot(first, second):  # type: ignore[no-untyped-def]
-    blocks = -(-first.size // BLOCK)
-    out = np.empty(blocks, np.float64)
-    work = np.zeros(BLOCK, np.float64)
+def gram(vectors):
+    count, size = vectors.shape
+    blocks = -(-size // BLOCK)
+    out = np.empty((blocks, count * (count + 1) // 2), np.float64)
+    lanes = np.empty(LANES, np.float64)
     for b in range(blocks):
-        begin, end = b * BLOCK, min((b + 1) * BLOCK, first.size)
-        for i in range(end - begin):
-            work[i] = np.float64(first[begin + i]) * np.float64(second[begin + i])
-        for i in range(end - begin, BLOCK):
-            work[i] = 0.0
-        out[b] = _fold(work)
+        pair = 0
+        for s in range(count):
+            for t in range(s, count):
+                x, y = vectors[s, b * BLOCK : (b + 1) * BLOCK], vectors[t, b * BLOCK : (b + 1) * BLOCK]
+                lanes[:] = 0.0
+                for i in range(0, x.size, LANES):
+                    u, v = x[i : i + LANES], y[i : i + LANES]
+                    for j in range(u.size):
+                        lanes[j] += np.float64(u[j]) * np.float64(v[j])
+                out[b, pair] = _fold_lanes(lanes)
+                pair += 1
     return out
 
 
 @_loop
-def blocked_absolute_sum(vector):  # type: ignore[no-untyped-def]
+def blocked_absolute_sum(vector):
     blocks = -(-vector.size // BLOCK)
     out = np.empty(blocks, np.float64)
-    work = np.zeros(BLOCK, np.float64)
+    lanes = np.empty(LANES, np.float64)
     for b in range(blocks):
-        begin, end = b * BLOCK, min((b + 1) * BLOCK, vector.size)
-        for i in range(end - begin):
-            work[i] = abs(np.float64(vector[begin + i]))
-        for i in range(end - begin, BLOCK):
-            work[i] = 0.0
-        out[b] = _fold(work)
+        x = vector[b * BLOCK : (b + 1) * BLOCK]
+        lanes[:] = 0.0
+        for i in range(0, x.size, LANES):
+            u = x[i : i + LANES]
+            for j in range(u.size):
+                lanes[j] += abs(np.float64(u[j]))
+        out[b] = _fold_lanes(lanes)
     return out
 
 
 @_loop
-def majority(vectors):  # type: ignore[no-untyped-def]
+def majority(vectors):
     total = plain_sum(vectors)
     balance = 0
     for i in range(total.size):
@@ -108,7 +105,7 @@ def majority(vectors):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def merge_agreeing(vectors, merge, undecided):  # type: ignore[no-untyped-def]
+def merge_agreeing(vectors, merge, undecided):
     count, size = vectors.shape
     sign = plain_sum(vectors)
     for i in range(size):
@@ -135,7 +132,7 @@ def merge_agreeing(vectors, merge, undecided):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def trim(vectors, value, cut, top_value, top_cut, has_top):  # type: ignore[no-untyped-def]
+def trim(vectors, value, cut, top_value, top_cut, has_top):
     count, size = vectors.shape
     units = value.shape[1]
     length = size // units
@@ -156,7 +153,7 @@ def trim(vectors, value, cut, top_value, top_cut, has_top):  # type: ignore[no-u
 
 
 @_loop
-def cuts(magnitude, value, rank):  # type: ignore[no-untyped-def]
+def cuts(magnitude, value, rank):
     count, units, size = magnitude.shape
     out = np.empty((count, units), np.int64)
     for t in range(count):
@@ -175,21 +172,22 @@ def cuts(magnitude, value, rank):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def count_digits(bits, shift, prefixes, counts):  # type: ignore[no-untyped-def]
-    """Count the 16-bit digit at `shift` of magnitudes whose higher digits equal the prefix, per vector and rank."""
-    count, size = bits.shape
-    one, digit = bits.dtype.type(1), bits.dtype.type(0xFFFF)
-    for t in range(count):
+def count_digits(bits, mask, shift, prefixes, counts):
+    """Count the 16-bit digit at `shift` of magnitudes whose higher digits equal the prefix, per vector and rank.
+
+    `mask` clears the sign: a shift out and in would not, since numba widens what it shifts.
+    """
+    for t in range(bits.shape[0]):
         for r in range(prefixes.shape[1]):
             prefix = prefixes[t, r]
-            for i in range(size):
-                high = ((bits[t, i] << one) >> one) >> shift
-                if (high >> bits.dtype.type(16)) == prefix:
-                    counts[t, r, high & digit] += 1
+            for i in range(bits.shape[1]):
+                high = (bits[t, i] & mask) >> shift
+                if (high >> 16) == prefix:
+                    counts[t, r, high & 0xFFFF] += 1
 
 
 @_loop
-def drop_random(vectors, keys, bound, scale, start):  # type: ignore[no-untyped-def]
+def drop_random(vectors, keys, bound, scale, start):
     count, size = vectors.shape
     out = np.empty((count, size), vectors.dtype)
     for t in range(count):
@@ -203,7 +201,7 @@ def drop_random(vectors, keys, bound, scale, start):  # type: ignore[no-untyped-
 
 
 @_loop
-def count_tasks(vectors, merged, mask_lambda):  # type: ignore[no-untyped-def]
+def count_tasks(vectors, merged, mask_lambda):
     count, size = vectors.shape
     out = np.zeros(size, np.int32)
     for t in range(count):
@@ -214,7 +212,7 @@ def count_tasks(vectors, merged, mask_lambda):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def decode_bfloat16(raw, out):  # type: ignore[no-untyped-def]
+def decode_bfloat16(raw, out):
     """Widen bfloat16 bits (n,) uint16 to float32 bits (n,) uint32; tell whether all are finite."""
     bad = np.uint32(0)
     for i in range(raw.size):
@@ -225,7 +223,7 @@ def decode_bfloat16(raw, out):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def encode_bfloat16(bits, out):  # type: ignore[no-untyped-def]
+def encode_bfloat16(bits, out):
     """Round float32 bits (n,) uint32 to the nearest bfloat16, ties to even; tell whether all are finite."""
     bad = np.uint32(0)
     for i in range(bits.size):
@@ -237,7 +235,7 @@ def encode_bfloat16(bits, out):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def is_finite(values):  # type: ignore[no-untyped-def]
+def is_finite(values):
     bad = 0
     for i in range(values.size):
         bad |= not (abs(values[i]) < np.inf)
@@ -245,7 +243,7 @@ def is_finite(values):  # type: ignore[no-untyped-def]
 
 
 @_loop
-def add_low_rank(values, left, right, scale, start):  # type: ignore[no-untyped-def]
+def add_low_rank(values, left, right, scale, start):
     """Add entries start.. of scale * left @ right, row-major; the sum over ranks runs left to right."""
     rank, columns = right.shape
     done = 0
@@ -262,3 +260,77 @@ def add_low_rank(values, left, right, scale, start):  # type: ignore[no-untyped-
         for j in range(length):
             values[done + j] += scale * work[j]
         done += length
+
+
+@_loop
+def pair_sums(first, second, first_bits, second_bits):
+    """Return block sums (blocks, 5), counts (5,) and the largest difference of two arrays (n,); see `vector`."""
+    blocks = -(-first.size // BLOCK)
+    out = np.empty((blocks, 5), np.float64)
+    a, b, top = np.zeros(BLOCK), np.zeros(BLOCK), np.zeros(LANES)
+    s0, s1, s2, s3, s4 = np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(LANES)
+    differing, equal, finite, wrong_first, wrong_second = 0, 0, 0, 0, 0
+    for block in range(blocks):
+        begin = block * BLOCK
+        size = min(BLOCK, first.size - begin)
+        for i in range(size):
+            u, v = first[begin + i], second[begin + i]
+            fine_u, fine_v = abs(u) < np.inf, abs(v) < np.inf
+            fine = fine_u & fine_v
+            a[i] = u if fine else 0.0
+            b[i] = v if fine else 0.0
+            differing += int(first_bits[begin + i] != second_bits[begin + i])
+            equal += int(fine & (u == v))
+            finite += int(fine)
+            wrong_first += int(not fine_u)
+            wrong_second += int(not fine_v)
+        a[size:], b[size:] = 0.0, 0.0
+        s0[:], s1[:], s2[:], s3[:], s4[:] = 0.0, 0.0, 0.0, 0.0, 0.0
+        for row in range(BLOCK // LANES):
+            for j in range(LANES):
+                x, y = a[row * LANES + j], b[row * LANES + j]
+                d = abs(x - y)
+                s0[j] += d
+                s1[j] += d * d
+                s2[j] += x * x
+                s3[j] += y * y
+                s4[j] += x * y
+                top[j] = d if d > top[j] else top[j]
+        for k, s in enumerate((s0, s1, s2, s3, s4)):
+            out[block, k] = _fold_lanes(s)
+    return out, np.array([differing, equal, finite, wrong_first, wrong_second]), top.max()
+
+
+@_loop
+def extent(vector):
+    """Return block sums of squares (blocks, 1), counts (2,) and the largest magnitude of (n,); see `vector`."""
+    blocks = -(-vector.size // BLOCK)
+    out = np.empty((blocks, 1), np.float64)
+    a, s, top = np.zeros(BLOCK), np.empty(LANES), np.zeros(LANES)
+    zeros, wrong = 0, 0
+    for block in range(blocks):
+        begin = block * BLOCK
+        size = min(BLOCK, vector.size - begin)
+        for i in range(size):
+            u = abs(vector[begin + i])
+            a[i] = u if u < np.inf else 0.0
+            zeros += int(u == 0)
+            wrong += int(not (u < np.inf))
+        a[size:], s[:] = 0.0, 0.0
+        for row in range(BLOCK // LANES):
+            for j in range(LANES):
+                x = a[row * LANES + j]
+                s[j] += x * x
+                top[j] = x if x > top[j] else top[j]
+        out[block, 0] = _fold_lanes(s)
+    return out, np.array([zeros, wrong]), top.max()
+
+
+@_loop
+def _fold_lanes(lanes):
+    half = LANES // 2
+    while half >= 1:
+        for j in range(half):
+            lanes[j] += lanes[j + half]
+        half //= 2
+    return lanes[0]

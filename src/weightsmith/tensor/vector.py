@@ -50,18 +50,20 @@ def combine(first: Array, second: Array, left: float, right: float) -> Array:
     return first * a + second * b
 
 
-def dot(first: Array, second: Array) -> Array:
-    """Return the inner product in blocks: (n,), (n,) -> (ceil(n / BLOCK),), float64.
+def gram(vectors: Array) -> Array:
+    """Return all inner products in blocks: (T, n) -> (ceil(n / BLOCK), T (T + 1) / 2), float64.
 
-    Products and sums are formed in float64, each block by halving; add the blocks with math.fsum.
+    Columns are the pairs (0, 0), (0, 1), ..., (0, T - 1), (1, 1), ... Products and sums are formed in float64, each block
+    as `blocked_sum` does; add the blocks with math.fsum.
     """
-    if is_compiled(first, second):
-        return compiled.blocked_dot(first, second)
-    return blocked_sum(cast(first, "float64") * cast(second, "float64"))
+    if is_compiled(vectors):
+        return compiled.gram(vectors)
+    wide = [cast(v, "float64") for v in vectors]
+    return columns(*(blocked_sum(wide[s] * wide[t]) for s in range(len(wide)) for t in range(s, len(wide))))
 
 
 def absolute_sum(vector: Array) -> Array:
-    """Return the L1 norm in blocks, as `dot` does: (n,) -> (ceil(n / BLOCK),), float64."""
+    """Return the L1 norm in blocks, as `gram` does: (n,) -> (ceil(n / BLOCK),), float64."""
     if is_compiled(vector):
         return compiled.blocked_absolute_sum(vector)
     return blocked_sum(namespace(vector).abs(cast(vector, "float64")))
@@ -75,3 +77,47 @@ def columns(*parts: Array) -> Array:
 def integer_block(value: int) -> Array:
     """Return a whole number as one block sum, (1,), float64; exact below 2**53."""
     return np.array([value], np.float64)
+
+
+def pair_sums(first: Array, second: Array) -> tuple[Array, Array, float]:
+    """Return what tells two vectors apart, NaN and infinity left out of the sums.
+
+    With a, b the entries finite in both, in float64, and d = a - b:
+
+    Args:
+        first: (n,), float32 or float64.
+        second: (n,), of the same dtype.
+
+    Returns:
+        Block sums of |d|, d^2, a^2, b^2 and a b, (ceil(n / BLOCK), 5); counts (5,) of entries that differ in
+        their bits, are finite and equal, are finite in both, are not finite in first, in second; the largest |d|.
+    """
+    xp = namespace(first)
+    bits = xp.int32 if first.dtype == xp.float32 else xp.int64
+    if is_compiled(first, second):
+        sums, counts, largest = compiled.pair_sums(first, second, first.view(bits), second.view(bits))
+        return sums, counts, float(largest)
+    fine_first, fine_second = xp.isfinite(first), xp.isfinite(second)
+    fine = fine_first & fine_second
+    zero = xp.zeros_like(first)
+    a, b = (cast(xp.where(fine, v, zero), "float64") for v in (first, second))
+    d = xp.abs(a - b)
+    counted = (first.view(bits) != second.view(bits), fine & (first == second), fine, ~fine_first, ~fine_second)
+    sums = columns(*(blocked_sum(v) for v in (d, d * d, a * a, b * b, a * b)))
+    return sums, np.array([int(c.sum()) for c in counted]), float(d.max()) if len(d) else 0.0
+
+
+def extent(vector: Array) -> tuple[Array, Array, float]:
+    """Return how large the entries of a vector (n,) are, NaN and infinity left out.
+
+    Returns:
+        Block sums of squares (ceil(n / BLOCK), 1); counts of zero and of non-finite entries (2,); the largest magnitude.
+    """
+    if is_compiled(vector):
+        sums, counts, largest = compiled.extent(vector)
+        return sums, counts, float(largest)
+    xp = namespace(vector)
+    fine = xp.isfinite(vector)
+    x = xp.abs(cast(xp.where(fine, vector, xp.zeros_like(vector)), "float64"))
+    counts = np.array([int((vector == 0).sum()), int((~fine).sum())])
+    return columns(blocked_sum(x * x)), counts, float(x.max()) if len(x) else 0.0

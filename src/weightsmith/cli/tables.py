@@ -1,0 +1,53 @@
+"""Plain text for people: columns that line up, short numbers. The same on a terminal and in a pipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """Return a header and rows as lines; the columns numbered in `left` line up left, all others right.
+
+    >>> columns(("name", "size"), [("a", "10"), ("long", "5")])
+    ['name  size', 'a       10', 'long     5']
+    """
+    widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
+    return [
+        "  ".join(
+            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def number(value: float | None) -> str:
+    """Return a number with four significant digits; "-" for none.
+
+    >>> number(0.123456), number(None), number(float("inf"))
+    ('0.1235', '-', 'inf')
+    """
+    return "-" if value is None or math.isnan(value) else f"{value:.4g}"
+
+
+def nearly_one(value: float | None) -> str:
+    """Return a number near 1, such as a cosine, with seven places; "-" for none.
+
+    >>> nearly_one(0.99999912)
+    '0.9999991'
+    """
+    return "-" if value is None or math.isnan(value) else f"{value:.7f}"
+
+
+def size(nbytes: int) -> str:
+    """Return bytes in the largest fitting decimal unit.
+
+    >>> size(16_060_522_496), size(12)
+    ('16.1 GB', '12 B')
+    """
+    value, unit = float(nbytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{nbytes} B" if unit == "B" else f"{value:.1f} {unit}"

@@ -1,0 +1,192 @@
+"""The demo: train a base and eight experts on handwritten digits, merge them by every method, measure, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightsmith.demo.evaluate import TRIALS, Bench, Trial, accuracy, measure_all, reference_rows
+from weightsmith.demo.model import save
+from weightsmith.demo.page import layer_counts, page, table
+from weightsmith.demo.tasks import PLAIN, SPLITS, TASKS, Task, examples, imported
+from weightsmith.demo.train import Settings, finetune_all, pretrain, reproducible
+from weightsmith.errors import ArgumentError, shown
+
+if TYPE_CHECKING:
+    from weightsmith.demo.tasks import Examples
+
+__all__ = ["demo", "table"]
+
+DEFAULT_OUT = "weightsmith-demo"
+MASK_LAMBDA = 0.4
+WRITTEN = ("checkpoints", "merged", "report.html", "results.json")
+
+
+def demo(
+    out: str | Path | None = None,
+    *,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Train a base and one expert per task, merge them by every method, measure each result, and report.
+
+    Args:
+        out: The new folder, ./weightsmith-demo by default; it appears complete or not at all. Holds
+            checkpoints/base, checkpoints/<task>, merged/<method>, report.html and results.json.
+        seed: Decides the split of the digits, the training and the random methods. The same seed gives the same
+            results on the same machine, apart from the seconds.
+        progress: Called with one line of text per step.
+        force: Replace an older demo; nothing else is ever removed.
+
+    Returns:
+        What results.json holds: methods with accuracies, bytes and seconds; weights per layer by the number of
+        tasks that need them.
+
+    Raises:
+        ArgumentError: seed is negative, or out exists and may not be replaced.
+        ResourceError: torch or scikit-learn is missing.
+
+    The same on the command line: weightsmith demo OUT --seed 0
+    """
+    return _demo(Path(DEFAULT_OUT if out is None else out).resolve(), seed, progress, force, Settings(), TASKS, TRIALS)
+
+
+def _demo(
+    out: Path,
+    seed: int,
+    progress: Callable[[str], None] | None,
+    force: bool,
+    settings: Settings,
+    tasks: Sequence[Task],
+    trials: Sequence[Trial],
+) -> dict[str, Any]:
+    """Run the demo with less training, fewer tasks or fewer methods than `demo` has, for the tests."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ArgumentError("demo: seed", expected="a whole number from 0", got=repr(seed))
+    imported("torch")
+    _check_target(out, force)
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        results = _fill(partial, seed, progress or _silent, settings, tasks, trials)
+        _publish(partial, out, force)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return results
+
+
+def _fill(
+    out: Path,
+    seed: int,
+    say: Callable[[str], None],
+    settings: Settings,
+    tasks: Sequence[Task],
+    trials: Sequence[Trial],
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    with reproducible():
+        bench, trained = _train(out, seed, say, settings, tuple(tasks))
+        rows = [*reference_rows(bench), *measure_all(bench, trials, say)]
+    say("count the weights that no task, one task and several tasks need")
+    results = {
+        "weightsmith_demo": 1,
+        "weightsmith": version("weightsmith"),
+        "versions": {"python": platform.python_version(), **{n: version(n) for n in ("numpy", "torch")}},
+        "seed": seed,
+        "splits": SPLITS,
+        "tasks": [{"name": t.name, "about": t.about, "classes": t.classes} for t in tasks],
+        "trained": trained,
+        "methods": rows,
+        "agreement": _agreement(out, tasks),
+        "seconds": time.perf_counter() - began,
+    }
+    (out / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "report.html").write_text(page(results), encoding="utf-8")
+    return results
+
+
+def _train(
+    out: Path, seed: int, say: Callable[[str], None], settings: Settings, tasks: tuple[Task, ...]
+) -> tuple[Bench, dict[str, Any]]:
+    """Train base and experts, write them as checkpoint folders, and measure the experts."""
+    data, (plain,) = examples(seed, tasks), examples(seed, (PLAIN,))
+    say("train the base on plain digits and a few examples of every task")
+    began = time.perf_counter()
+    base, heads = pretrain(plain, data, settings, seed)
+    base_seconds = time.perf_counter() - began
+    say(f"base trained in {base_seconds:.1f} s; train {len(tasks)} experts")
+    began = time.perf_counter()
+    experts = finetune_all(base, heads, data, settings, seed, lambda name: say(f"expert {name} trained"))
+    experts_seconds = time.perf_counter() - began
+    save(out / "checkpoints" / "base", base, None, settings.shape)
+    for name, weights in experts.items():
+        save(out / "checkpoints" / name, weights, heads[name], settings.shape)
+
+    def measured(example: Examples, split: str) -> float:
+        name = example.task.name
+        return accuracy(experts[name], heads[name], settings.shape, example, split)
+
+    found = {split: {e.task.name: measured(e, split) for e in data} for split in ("validation", "test")}
+    trained = {
+        "weights": sum(tensor.numel() for tensor in base.values()),
+        "layers": settings.shape.layers,
+        "base_images": settings.base_images,
+        "base": {"seconds": base_seconds},
+        "experts": {"seconds": experts_seconds},
+    }
+    return Bench(out, data, heads, settings.shape, found, seed), trained
+
+
+def _agreement(out: Path, tasks: Sequence[Task]) -> dict[str, Any]:
+    from weightsmith.agreement import agreement
+
+    models = [out / "checkpoints" / task.name for task in tasks]
+    counts = agreement(out / "checkpoints" / "base", models, mask_lambda=MASK_LAMBDA)
+    return {"mask_lambda": MASK_LAMBDA, "tasks": len(tasks), **layer_counts(counts)}
+
+
+def _check_target(out: Path, force: bool) -> None:
+    """Refuse to write over anything but an older demo, and over that only with force."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    where = f"demo: {shown(out)}"
+    if not _is_demo(out):
+        raise ArgumentError(where, expected="a new folder", got="something that no demo wrote", do="Choose another")
+    others = sorted(p.name for p in out.iterdir() if p.name not in WRITTEN)
+    if others:
+        raise ArgumentError(where, expected="a demo and nothing else", got=f"also {shown(others[0])}", do="Move it away")
+    if not force:
+        raise ArgumentError(where, expected="a new folder", got="an older demo", do="Pass --force to replace it")
+
+
+def _is_demo(out: Path) -> bool:
+    try:
+        found = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("weightsmith_demo") == 1
+
+
+def _publish(partial: Path, out: Path, force: bool) -> None:
+    """Put the complete folder in its place; look again at what is there, since training took a while."""
+    _check_target(out, force)
+    for name in WRITTEN if out.exists() else ():
+        old = out / name
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
+    partial.rename(out)
+
+
+def _silent(_: str) -> None:
+    """Say nothing."""
