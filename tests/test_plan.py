@@ -430,6 +430,8 @@ def test_the_same_model_twice_or_the_base_among_the_models_is_refused(family, mo
     with pytest.raises(ArgumentError) as caught:
         make_plan(make_recipe("ties", base="base", models=models))
     assert models[1] in str(caught.value)
+    with pytest.raises(ArgumentError):
+        make_plan(Recipe("ties", models, base="base"))
 
 
 def test_no_models_is_refused(family):

@@ -68,8 +68,8 @@ def usable_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choose_limits(demand: Demand, memory_bytes: int, threads: int) -> Limits:
-    """Choose tiles that fit in cache and buffers that fit in memory_bytes.
+def choose_limits(demand: Demand, memory_bytes: int, threads: int, limit: str = "--memory") -> Limits:
+    """Choose tiles that fit in cache and buffers that fit in memory_bytes, which `limit` names in messages.
 
     Raises:
         ResourceError: Even the smallest cut needs more; the message says how much.
@@ -96,11 +96,12 @@ def choose_limits(demand: Demand, memory_bytes: int, threads: int) -> Limits:
             threads -= 1
         else:
             need = -(-limits.peak_bytes // MEGABYTE)
+            do = f"Pass --memory {need}MB or more" if limit == "--memory" else "Raise the limit"
             raise ResourceError(
-                "--memory is too small",
+                f"{limit} is too small",
                 expected=f"at least {need} MB for {demand.inputs} inputs",
                 got=f"{memory_bytes // MEGABYTE} MB",
-                do=f"Pass --memory {need}MB or more" + (", or another --scope than row" if row else ""),
+                do=do + (", or choose another --scope than row" if row else ""),
             )
 
 

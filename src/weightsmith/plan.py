@@ -20,7 +20,7 @@ from weightsmith.device import find_device
 from weightsmith.errors import ArgumentError, MismatchError, WeightsmithError, nearest, raise_all, shown
 from weightsmith.merge import METHODS
 from weightsmith.method import KthMagnitude, Method, Reduction, Statistics, Tile, reduce_in_memory
-from weightsmith.recipe import Recipe
+from weightsmith.recipe import Recipe, write_recipe
 from weightsmith.schedule import Schedule
 from weightsmith.stream import Job, Work
 from weightsmith.tensor.coding import stored_bytes
@@ -145,6 +145,7 @@ def make_plan(recipe: Recipe, options: Options | None = None) -> Plan:
     inputs = _open_inputs(recipe, method, options)
     draft = _Draft(notes=[note for c in inputs for note in c.notes])
     _compare(recipe, method, inputs, draft)
+    write_recipe(recipe)  # what the record cannot hold is refused before any work
     if draft.faults:
         raise_all(
             draft.faults,
@@ -204,12 +205,13 @@ def _open_inputs(recipe: Recipe, method: Method, options: Options) -> tuple[Chec
         raise_all([str(f) for f in faults], type(faults[0]), f"merge {method.name}: the inputs cannot be opened")
     seen: dict[tuple[str, ...], str] = {}
     for checkpoint in opened:
-        other = seen.setdefault(tuple(map(os.path.realpath, checkpoint.files)), checkpoint.reference)
-        if other is not checkpoint.reference:
+        files = tuple(map(os.path.realpath, checkpoint.files))
+        if files in seen:
             raise ArgumentError(
-                f"merge {method.name}: '{shown(checkpoint.reference)}' and '{shown(other)}' are the same files",
+                f"merge {method.name}: '{shown(checkpoint.reference)}' and '{shown(seen[files])}' are the same files",
                 do="Name each model once, and the base only as the base",
             )
+        seen[files] = checkpoint.reference
     return tuple(opened)
 
 
@@ -432,7 +434,7 @@ def _make_job(
     limits = choose_limits(demand, options.memory_bytes, threads)
     ceiling = machine_limit()
     if ceiling is not None and limits.peak_bytes > ceiling:
-        limits = choose_limits(demand, ceiling, threads)
+        limits = choose_limits(demand, ceiling, threads, "the memory limit of this process (container or ulimit -v)")
     return Job(
         method,
         layer_count(inputs[0].tensors),

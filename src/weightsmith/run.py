@@ -18,13 +18,14 @@ from weightsmith.checkpoint.entry import Checkpoint
 from weightsmith.checkpoint.read import Files, check_unchanged, fingerprint
 from weightsmith.checkpoint.write import Output, Shard, check_output, lay_out, sha256_file
 from weightsmith.errors import ArgumentError, MismatchError, ResourceError, shown
-from weightsmith.plan import Options, Plan, free_bytes, is_reduced_first, make_plan
+from weightsmith.plan import Options, Plan, find_method, free_bytes, is_reduced_first, make_plan
 from weightsmith.recipe import DTYPES, Recipe, parse_size, read_recipe, write_recipe
 from weightsmith.stream import Piece, Stream, Work, Worker
 from weightsmith.tensor.coding import stored_bytes
 
 Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
 
+DEFAULT_SHARD_BYTES = 5_000_000_000
 SAMPLED_TENSORS = 64
 SAMPLED_ELEMENTS = 4096
 
@@ -58,7 +59,7 @@ def merge(
     copy: Sequence[str] = (),
     drop: Sequence[str] = (),
     dtype: str | None = None,
-    shard_size: str | int = 5_000_000_000,
+    shard_size: str | int = DEFAULT_SHARD_BYTES,
     options: Options | None = None,
     force: bool = False,
     code: bool = False,
@@ -122,26 +123,31 @@ def make_recipe(
     copy: Sequence[str] = (),
     drop: Sequence[str] = (),
     dtype: str | None = None,
-    shard_size: str | int = 5_000_000_000,
+    shard_size: str | int = DEFAULT_SHARD_BYTES,
     **parameters: Any,
 ) -> Recipe:
     """Return the recipe that arguments of `merge` spell; a recipe or its file is returned as it is."""
     if isinstance(method, Recipe | Path) or str(method).endswith((".yaml", ".yml")):
-        if models or base is not None or parameters:
-            raise ArgumentError("a recipe says what to merge", expected="no base, models or parameters beside it")
+        if base or models or coefficients or copy or drop or dtype or parameters or shard_size != DEFAULT_SHARD_BYTES:
+            raise ArgumentError("a recipe says what to merge", expected="nothing of that beside it", do="Edit the recipe")
         return method if isinstance(method, Recipe) else read_recipe(method)
     if dtype is not None and dtype not in DTYPES:
         raise ArgumentError("dtype", expected="one of " + ", ".join(DTYPES), got=repr(dtype))
+    for name, given in (("models", models), ("copy", copy), ("drop", drop)):
+        if isinstance(given, str | Path):
+            raise ArgumentError(f"merge {method}: {name}", expected="a list", got=f"'{shown(given)}'", do="Put it in [ ]")
     references = tuple(str(m) for m in models)
     twice = sorted({m for m in references if references.count(m) > 1} | ({str(base)} & set(references)))
     if twice:
         raise ArgumentError(f"merge {method}: model '{shown(twice[0])}' is given more than once")
+    known = find_method(str(method)).parameters
+    unset = [n for n, v in parameters.items() if v is None and n in known and known[n].default is None]
     return Recipe(
         method=str(method),
         models=references,
         base=None if base is None else str(base),
         coefficients=None if coefficients is None else tuple(coefficients),
-        parameters=parameters,
+        parameters={n: v for n, v in parameters.items() if n not in unset},
         copy=tuple(copy),
         drop=tuple(drop),
         dtype=None if dtype is None else DTYPES[dtype],
@@ -194,6 +200,7 @@ def execute(
 def check_target(plan: Plan, out: Path, *, force: bool) -> None:
     """Refuse an output path that cannot be used, or a disk without room; nothing is touched."""
     given = [c.folder or c.files[0] for c in plan.inputs] + [f for c in plan.inputs for f in c.files]
+    given += [f.parent for c in plan.inputs for f in c.files[1:]]  # the folders of shards and adapters
     check_output(out, given, force=force)
     free = free_bytes(out.absolute().parent)
     if free < plan.bytes_written:

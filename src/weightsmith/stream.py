@@ -23,7 +23,7 @@ from weightsmith.device import Device
 from weightsmith.errors import ArgumentError, CheckpointError, NonFiniteError, shown
 from weightsmith.method import KthMagnitude, Method, Reduction, Tile, answer_all, exact_sums
 from weightsmith.tensor import compiled
-from weightsmith.tensor.arrays import Array
+from weightsmith.tensor.arrays import PAD, Array
 from weightsmith.tensor.coding import decode, encode, stored_bytes
 from weightsmith.tensor.lowrank import add_low_rank
 from weightsmith.tensor.select import Kth
@@ -365,7 +365,7 @@ class Stream:
                 index, batch = item
                 counts = worker.counts.get(shape)
                 if counts is None:
-                    counts = worker.counts[shape] = np.zeros(shape, counter)
+                    counts = worker.counts[shape] = np.zeros((*shape[:3], RADIX + PAD), counter)
                 for _, _, others in self._each_tile(worker, batch):
                     part = prefixes[:, : shape[2]]
                     compiled.count_digits(others.view(bits), mask, bits(shift), part, counts[index // span])
@@ -373,7 +373,7 @@ class Stream:
 
             for done in self.in_order(enumerate(batches), run):
                 report(done)
-            counts = sum(w.counts.pop(shape).astype(np.int64) for w in self._workers if shape in w.counts)
+            counts = sum(w.counts.pop(shape)[..., :RADIX].astype(np.int64) for w in self._workers if shape in w.counts)
             whole = np.broadcast_to(counts.sum(0), (vectors, len(asked), RADIX))
             from_top = whole[..., ::-1].cumsum(-1)
             digit = RADIX - 1 - (from_top >= left[..., None]).argmax(-1)

@@ -10,6 +10,8 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from typing import Any
+
 import yaml
 
 from weightsmith.errors import nearest, shown
@@ -76,6 +78,7 @@ def _build(text: str, faults: Faults, max_nodes: int) -> Node | None:
     unclosed: list[tuple[Node, str | None]] = [(document, None)]
     anchors: dict[str, Node] = {}
     total = 0
+    event: Any  # the stubs give marks and anchors several types
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         problem = ""
         if isinstance(event, yaml.CollectionEndEvent):
@@ -107,8 +110,8 @@ def _build(text: str, faults: Faults, max_nodes: int) -> Node | None:
     return document.items[0] if document.items else None
 
 
-def _node(event: yaml.NodeEvent, faults: Faults) -> Node:
-    """Return an unattached node for an event; a tag is a fault."""
+def _node(event: Any, faults: Faults) -> Node:
+    """Return an unattached node for a NodeEvent; a tag is a fault."""
     line = event.start_mark.line + 1
     if isinstance(event, yaml.ScalarEvent):
         node = Node(line, "scalar", event.value, plain=event.style is None)

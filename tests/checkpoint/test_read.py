@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -306,3 +307,15 @@ def test_many_shards_open_quickly(tmp_path, write_sharded):
     assert time.perf_counter() - started < 2
     assert len(checkpoint.tensors) == 10_000
     assert isinstance(checkpoint.files[0], Path)
+
+
+@pytest.mark.parametrize("length", [128, 384, 640, 1408])
+def test_header_length_that_begins_like_a_pickle(tmp_path, length):
+    """Header lengths whose first bytes are 0x80 and a small number are lengths, not pickle opcodes."""
+    table = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + table.ljust(length) + bytes(4))
+    found = open_checkpoint(path)
+    assert list(found.tensors) == ["w"]
+    (printed,) = fingerprint(found).values()
+    assert printed["header_sha256"] == hashlib.sha256(path.read_bytes()[: 8 + length]).hexdigest()

@@ -147,7 +147,8 @@ def sniff(head: bytes) -> str | None:
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
-    if len(head) > 1 and head[0] == 0x80 and head[1] <= 5:
+    is_header = head[4:9] == b"\0\0\0\0{"  # of safetensors, whose length may begin like a pickle
+    if len(head) > 1 and head[0] == 0x80 and head[1] <= 5 and not is_header:
         return "a Python pickle"
     return None
 

@@ -188,12 +188,12 @@ def fingerprint(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:
     table: dict[str, dict[str, int | str]] = {}
     for path in checkpoint.files:
         with regular_file(path) as (handle, size):
-            head = read_exactly(handle, min(size, 8), 0, path)
+            head = read_exactly(handle, min(size, 64), 0, path)
             mtime_ns = os.fstat(handle).st_mtime_ns
             if torchfile.is_torch_file(head):
                 raw = torchfile.read_pickle(path)
             else:
-                raw = read_exactly(handle, min(size, 8 + int.from_bytes(head, "little")), 0, path)
+                raw = read_exactly(handle, min(size, 8 + int.from_bytes(head[:8], "little")), 0, path)
         digest = hashlib.sha256(raw).hexdigest()
         table[str(path)] = {"size": size, "mtime_ns": mtime_ns, "header_sha256": digest}
     return table

@@ -116,9 +116,11 @@ class Output:
                 handle = os.open(self.partial / shard.name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
                 self._handles.append(handle)
                 self._write_all(handle, memoryview(shard.header), 0)
-        except OSError as error:
+        except BaseException as error:
             self.__exit__()
-            raise _failed(self.partial, error) from error
+            if isinstance(error, OSError):
+                raise _failed(self.partial, error) from error
+            raise
         self._flusher.start()
         return self
 
@@ -171,29 +173,46 @@ class Output:
         """Sync everything, then rename the folder to its place; an older one is moved aside first and then removed."""
         self._stop_flusher()
         try:
-            for handle in self._handles:
-                os.fsync(handle)
-                os.close(handle)
-            self._handles = []
+            while self._handles:
+                os.fsync(self._handles[-1])
+                os.close(self._handles.pop())
             for path in sorted(self.partial.rglob("*")):
                 if path.name not in {s.name for s in self.shards}:
                     _sync(path)
             _sync(self.partial)
-            aside = None
-            if os.path.lexists(self.out):
-                aside = self.out.parent / f"{self.out.name}.replaced-{secrets.token_hex(4)}"
-                os.rename(self.out, aside)
-            try:
-                os.rename(self.partial, self.out)
-            except OSError:
-                if aside is not None:
-                    os.rename(aside, self.out)
-                raise
-            _sync(self.out.parent)
+            aside = self._switch()
         except OSError as error:
             raise _failed(self.out, error) from error
         if aside is not None:
-            shutil.rmtree(aside) if aside.is_dir() and not aside.is_symlink() else aside.unlink()
+            try:
+                shutil.rmtree(aside)
+            except OSError as error:
+                raise ResourceError(
+                    f"'{shown(self.out)}' is complete, but what it replaces cannot be removed: {error.strerror}",
+                    do=f"Remove '{shown(aside)}'",
+                ) from error
+
+    def _switch(self) -> Path | None:
+        """Rename the folder to its place; return where the older one went. Whatever fails, the older one comes back."""
+        aside = self.out.parent / f"{self.out.name}.replaced-{secrets.token_hex(4)}"
+        try:
+            if os.path.lexists(self.out):
+                os.rename(self.out, aside)
+            os.rename(self.partial, self.out)
+            _sync(self.out.parent)
+        except BaseException as error:
+            try:
+                if not self.partial.exists():
+                    os.rename(self.out, self.partial)
+                if aside.exists():
+                    os.rename(aside, self.out)
+            except OSError:
+                raise ResourceError(
+                    f"cannot replace '{shown(self.out)}', nor undo it: {error}",
+                    do=f"The older output is '{shown(aside)}': rename it yourself",
+                ) from error
+            raise
+        return aside if aside.exists() else None
 
     @staticmethod
     def _write_all(handle: int, data: memoryview, offset: int) -> None:
@@ -286,5 +305,6 @@ def _failed(path: Path, error: OSError) -> ResourceError:
         errno.EFBIG: "Raise the file-size limit, or choose a smaller --shard-size",
         errno.EACCES: "Choose a folder that you may write",
         errno.EROFS: "Choose a disk that is not read-only",
+        errno.EMFILE: "Choose a larger --shard-size, or raise the limit of open files (ulimit -n)",
     }.get(error.errno or 0, "Check the disk")
     return ResourceError(f"cannot write '{shown(path)}': {error.strerror}; nothing was published", do=way)

@@ -163,7 +163,9 @@ def _check_target(out: Path, force: bool) -> None:
         raise ArgumentError(where, expected="a new folder", got="something that no demo wrote", do="Choose another")
     others = sorted(p.name for p in out.iterdir() if p.name not in WRITTEN)
     if others:
-        raise ArgumentError(where, expected="a demo and nothing else", got=f"also {shown(others[0])}", do="Move it away")
+        raise ArgumentError(
+            where, expected="a demo and nothing else", got=f"also {shown(others[0])}", do="Move it away"
+        )
     if not force:
         raise ArgumentError(where, expected="a new folder", got="an older demo", do="Pass --force to replace it")
 

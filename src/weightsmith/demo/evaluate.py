@@ -192,9 +192,7 @@ def _search(bench: Bench, trial: Trial, group: Sequence[str]) -> float | None:
     return best_value
 
 
-def _arguments(
-    bench: Bench, trial: Trial, group: Sequence[str], value: float | None, folder: str
-) -> list[str]:
+def _arguments(bench: Bench, trial: Trial, group: Sequence[str], value: float | None, folder: str) -> list[str]:
     """Return the command's words after `weightsmith`, with paths relative to the demo's folder."""
     names = [e.task.name for e in bench.tasks]
     found = ["merge", trial.method]

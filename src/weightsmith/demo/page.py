@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,7 @@ def page(results: Mapping[str, Any]) -> str:
             stacks=_stacks(results["agreement"]),
             kinds=KINDS,
             summaries=summaries,
+            heat=lambda share, task: _heat(share, by_name["experts"]["accuracy"][task]),
             chart={"left": LEFT, "row": ROW, "bar": BAR, "width": WIDTH},
         )
     )
@@ -109,12 +110,27 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"percent": _percent, "number": lambda n: f"{n:,}", "size": _size, "plain": shown}
+    filters: dict[str, Callable[..., Any]] = {
+        "percent": _percent,
+        "number": _number,
+        "size": _size,
+        "plain": shown,
+        "command": _command,
+    }
+    found.filters.update(filters)
     return found
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def _number(count: int) -> str:
+    return f"{count:,}"
+
+
+def _command(line: str) -> str:
+    return " ".join(shown(word) for word in line.split(" "))
 
 
 def _size(count: int) -> str:
@@ -124,6 +140,13 @@ def _size(count: int) -> str:
 def _best(rows: Sequence[Mapping[str, Any]], scope: str) -> Mapping[str, Any] | None:
     fitting = [row for row in rows if row["scope"] == scope]
     return max(fitting, key=lambda row: row["normalized_accuracy"], default=None)
+
+
+def _heat(share: float, expert: float) -> int:
+    """Return how deep a cell's color is, 6 to 100: half the expert's accuracy is palest."""
+    ratio = share / expert if expert > 0 else 1.0
+    depth: float = min(1.0, max(0.0, 2 * ratio - 1)) ** 1.5
+    return round(6 + 94 * depth)
 
 
 def _bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -95,8 +95,11 @@ def _rotated(images: Images, _: np.random.Generator) -> Images:
     return np.rot90(images, axes=(1, 2))
 
 
-def _mirrored(images: Images, _: np.random.Generator) -> Images:
-    return images[:, :, ::-1]
+def _occluded(images: Images, random: np.random.Generator) -> Images:
+    covered = images.copy()
+    for image, (top, left) in zip(covered, random.integers(0, 6, (len(images), 2)), strict=True):
+        image[top : top + 3, left : left + 3] = 0.5
+    return covered
 
 
 def _inverted(images: Images, _: np.random.Generator) -> Images:
@@ -104,7 +107,7 @@ def _inverted(images: Images, _: np.random.Generator) -> Images:
 
 
 def _noisy(images: Images, random: np.random.Generator) -> Images:
-    return (images + random.normal(0, 0.15, images.shape)).clip(0, 1).astype(np.float32)
+    return (images + random.normal(0, 0.2, images.shape)).clip(0, 1).astype(np.float32)
 
 
 def _scrambled(images: Images, random: np.random.Generator) -> Images:
@@ -129,9 +132,9 @@ def _prime(labels: Labels) -> Labels:
 PLAIN = Task("plain", "read a digit as it was written", 10, _same, _digits)
 TASKS = (
     Task("rotated", "read a digit turned by a quarter", 10, _rotated, _digits),
-    Task("mirrored", "read a digit seen in a mirror", 10, _mirrored, _digits),
     Task("inverted", "read a white digit on black ink", 10, _inverted, _digits),
-    Task("noisy", "read a digit under noise (standard deviation 0.15)", 10, _noisy, _digits),
+    Task("noisy", "read a digit under noise (standard deviation 0.2)", 10, _noisy, _digits),
+    Task("occluded", "read a digit behind a gray square of 3 x 3", 10, _occluded, _digits),
     Task("scrambled", "read a digit whose 16 patches changed places", 10, _scrambled, _digits),
     Task("parity", "even or odd?", 2, _same, _parity),
     Task("above_four", "greater than four?", 2, _same, _above_four),

@@ -1,4 +1,4 @@
-"""Training for the demo: one base on plain digits and a few examples of every task, one expert per task on all of its examples."""
+"""Training for the demo: one base on plain digits and a few examples of every task, then one expert per task."""
 
 from __future__ import annotations
 

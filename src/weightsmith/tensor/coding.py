@@ -25,7 +25,8 @@ def decode(raw: Array, dtype: str, out: Array) -> bool:
         finite = decode(raw, dtype, narrow)
         out[:] = narrow
         return finite
-    out[:] = raw.view(_NUMPY[dtype])
+    with np.errstate(invalid="ignore"):  # a signaling NaN, counted below
+        out[:] = raw.view(_NUMPY[dtype])
     return bool(compiled.is_finite(out))
 
 

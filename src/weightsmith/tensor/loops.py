@@ -11,7 +11,9 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
-from weightsmith.tensor.arrays import BLOCK, LANES
+from weightsmith.tensor.arrays import BLOCK, LANES, PAD
+
+PART = 1024  # elements of scratch that stay in the first cache
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -107,27 +109,35 @@ def majority(vectors):
 @_loop
 def merge_agreeing(vectors, merge, undecided):
     count, size = vectors.shape
-    sign = plain_sum(vectors)
-    for i in range(size):
-        sign[i] = 1 if sign[i] > 0 else (-1 if sign[i] < 0 else undecided)
     out = np.zeros(size, vectors.dtype)
-    if merge == 2:
+    sign, agreeing = np.empty(PART, vectors.dtype), np.empty(PART, vectors.dtype)
+    zero, one = np.zeros(1, vectors.dtype)[0], np.ones(1, vectors.dtype)[0]
+    for start in range(0, size, PART):
+        merged = out[start : start + PART]
+        s, n = sign[: merged.size], agreeing[: merged.size]
+        s[:] = vectors[0, start : start + PART]
+        n[:] = 0
+        for t in range(1, count):
+            v = vectors[t, start : start + PART]
+            for i in range(v.size):
+                s[i] += v[i]
+        for i in range(s.size):
+            s[i] = one if s[i] > 0 else (-one if s[i] < 0 else undecided * one)
         for t in range(count):
-            for i in range(size):
-                v = vectors[t, i]
-                if v * sign[i] > 0 and abs(v) > abs(out[i]):
-                    out[i] = v
-        return out
-    agreeing = np.zeros(size, np.int32)
-    for t in range(count):
-        for i in range(size):
-            v = vectors[t, i]
-            if v * sign[i] > 0:
-                out[i] += v
-                agreeing[i] += 1
-    if merge == 0:
-        for i in range(size):
-            out[i] /= max(agreeing[i], np.int32(1))
+            v = vectors[t, start : start + PART]
+            if merge == 2:
+                for i in range(v.size):
+                    merged[i] = max(merged[i], v[i] * s[i])
+            else:
+                for i in range(v.size):
+                    along = v[i] * s[i]  # positive where it agrees
+                    merged[i] += along if along > zero else zero
+                    n[i] += one if along > zero else zero
+        for i in range(s.size):
+            merged[i] = merged[i] * s[i] + zero  # never -0
+        if merge == 0:
+            for i in range(s.size):
+                merged[i] /= max(n[i], one)
     return out
 
 
@@ -137,18 +147,25 @@ def trim(vectors, value, cut, top_value, top_cut, has_top):
     units = value.shape[1]
     length = size // units
     out = np.empty((count, size), vectors.dtype)
+    bounds = np.empty(2, vectors.dtype)
     for t in range(count):
         for u in range(units):
-            bound, last = value[t, u], cut[t, u]
-            top, top_last = top_value[t, u], top_cut[t, u]
-            for j in range(length):
-                i = u * length + j
-                v = vectors[t, i]
-                size_of = abs(v)
-                keep = (size_of > bound) | ((size_of == bound) & (j < last))
-                if has_top:
-                    keep &= not ((size_of > top) | ((size_of == top) & (j < top_last)))
-                out[t, i] = v * keep
+            v, o = vectors[t, u * length : (u + 1) * length], out[t, u * length : (u + 1) * length]
+            bounds[0], bounds[1] = value[t, u], top_value[t, u]
+            bound, top = bounds[0], bounds[1]
+            last = min(max(cut[t, u], 0), length)  # before it an entry equal to the bound is kept
+            before, after, kept, rest = v[:last], v[last:], o[:last], o[last:]
+            for i in range(last):
+                kept[i] = before[i] * (abs(before[i]) >= bound)
+            for i in range(length - last):
+                rest[i] = after[i] * (abs(after[i]) > bound)
+            if has_top:
+                last = min(max(top_cut[t, u], 0), length)
+                kept, rest = o[:last], o[last:]
+                for i in range(last):
+                    kept[i] *= abs(kept[i]) < top
+                for i in range(length - last):
+                    rest[i] *= abs(rest[i]) <= top
     return out
 
 
@@ -175,15 +192,21 @@ def cuts(magnitude, value, rank):
 def count_digits(bits, mask, shift, prefixes, counts):
     """Count the 16-bit digit at `shift` of magnitudes whose higher digits equal the prefix, per vector and rank.
 
-    `mask` clears the sign: a shift out and in would not, since numba widens what it shifts.
+    counts: (T, ranks, RADIX + PAD); what does not match is counted, unread, in the pad. `mask` clears the sign: a shift
+    out and in would not, since numba widens what it shifts.
     """
+    place = np.empty(PART, np.uint32)
+    radix = counts.shape[2] - PAD
     for t in range(bits.shape[0]):
         for r in range(prefixes.shape[1]):
-            prefix = prefixes[t, r]
-            for i in range(bits.shape[1]):
-                high = (bits[t, i] & mask) >> shift
-                if (high >> 16) == prefix:
-                    counts[t, r, high & 0xFFFF] += 1
+            prefix, counted = prefixes[t, r], counts[t, r]
+            for start in range(0, bits.shape[1], PART):
+                b = bits[t, start : start + PART]
+                for i in range(b.size):
+                    high = (b[i] & mask) >> shift
+                    place[i] = high & 0xFFFF if (high >> 16) == prefix else radix + (i & (PAD - 1))
+                for i in range(b.size):
+                    counted[place[i]] += 1
 
 
 @_loop
