@@ -95,7 +95,7 @@ def test_architecture_names_every_room():
             assert f"`{room}/`" in text or f"`{room}.py`" in text, room
 
 
-@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda x: str(x) if isinstance(x, str) else "")
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda x: str(x) if isinstance(x, str) else "")
 def test_modules_are_short(module, path):
     lines = path.read_text(encoding="utf-8").count("\n")
     is_method = path.parent.name == "merge" and path.stem != "__init__"

@@ -16,6 +16,7 @@ from weightsmith.device import Device
 from weightsmith.errors import MismatchError, NonFiniteError, ResourceError
 from weightsmith.method import KthMagnitude, Sums, method
 from weightsmith.plan import Options
+from weightsmith.reductions import reduce
 from weightsmith.stream import Job, Piece, Stream, Work, Worker
 from weightsmith.tensor.arrays import BLOCK
 from weightsmith.tensor.select import is_among_largest
@@ -72,7 +73,7 @@ def reduce_streamed(folders, asked, *, wide=False, tile=BLOCK, threads=2, region
     limits = replace(limits, tile=tile, regions=regions, chunk_bytes=chunk_bytes)
     job = Job(reducing(asked), 0, "float64" if wide else "float32", limits, Device())
     with Stream(job, len(folders)) as stream:
-        return stream.reduce(works, lambda done: None)
+        return reduce(stream, works, lambda done: None)
 
 
 def save_vectors(save_model, root, vectors, parts):

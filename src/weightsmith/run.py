@@ -20,6 +20,7 @@ from weightsmith.checkpoint.write import Output, Shard, check_output, lay_out, s
 from weightsmith.errors import ArgumentError, MismatchError, ResourceError, shown
 from weightsmith.plan import Options, Plan, find_method, free_bytes, is_reduced_first, make_plan
 from weightsmith.recipe import DTYPES, Recipe, parse_size, read_recipe, write_recipe
+from weightsmith.reductions import reduce
 from weightsmith.stream import Piece, Stream, Work, Worker
 from weightsmith.tensor.coding import stored_bytes
 
@@ -225,9 +226,9 @@ def reduce_all(plan: Plan, stream: Stream, report: Callable[[int], None]) -> dic
         if plan.method.reduction_scope(work.parameters or {}) == "model":
             by_model.append(work)
         else:
-            found[work.name] = (stream.reduce([work], report), 0)
+            found[work.name] = (reduce(stream, [work], report), 0)
     if by_model:
-        statistics, position = stream.reduce(by_model, report), 0
+        statistics, position = reduce(stream, by_model, report), 0
         for work in by_model:
             found[work.name] = (statistics, position)
             position += work.size

@@ -1,4 +1,4 @@
-"""The engine: reads tensors tile by tile, answers a method's reductions, runs its elementwise pass.
+"""The engine: threads that read tensors tile by tile as numbers, compute with them, and store them as bytes.
 
 A chunk is a run of output bytes; threads compute chunks, each through tiles that fit in cache, and hand them on in order.
 Nothing here depends on how many threads there are or where tiles end: sums are blocked (`tensor.arrays.BLOCK`), counts
@@ -16,17 +16,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from weightsmith.budget import RADIX, Limits
+from weightsmith.budget import Limits
 from weightsmith.checkpoint.entry import Entry
 from weightsmith.checkpoint.read import Files
 from weightsmith.device import Device
 from weightsmith.errors import ArgumentError, CheckpointError, NonFiniteError, shown
-from weightsmith.method import KthMagnitude, Method, Reduction, Tile, answer_all, exact_sums
+from weightsmith.method import Method, Tile
 from weightsmith.tensor import compiled
-from weightsmith.tensor.arrays import PAD, Array
+from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.coding import decode, encode, stored_bytes
 from weightsmith.tensor.lowrank import add_low_rank
-from weightsmith.tensor.select import Kth
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -106,8 +105,13 @@ class Worker:
         self._raw = np.empty(tile * 8, np.uint8)
         self._values = np.empty(inputs * tile, job.compute_dtype)
         self._factors: tuple[Entry | None, Any, Any] = (None, None, None)
-        self.counts: dict[tuple[int, ...], Any] = {}
         self.device = job.device.for_thread()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.files.close()
 
     def load(self, work: Work, start: int, stop: int) -> tuple[Array, Array]:
         """Return (base, others) for elements start .. stop: (n,) and (T, n), valid until the next load.
@@ -214,9 +218,13 @@ class Stream:
         for worker in self._workers:
             worker.files.close()
 
-    def _worker(self) -> Worker:
+    def worker(self) -> Worker:
+        """Return a worker of the caller's own; to be closed."""
+        return Worker(self.job, self._inputs, self.tile)
+
+    def _own_worker(self) -> Worker:
         if not hasattr(self._local, "worker"):
-            self._local.worker = Worker(self.job, self._inputs, self.tile)
+            self._local.worker = self.worker()
             self._workers.append(self._local.worker)
         return self._local.worker  # type: ignore[no-any-return]
 
@@ -227,7 +235,7 @@ class Stream:
         def call(item: T) -> U:
             if self._stop.is_set():
                 raise CheckpointError("stopped")
-            return function(self._worker(), item)
+            return function(self._own_worker(), item)
 
         try:
             for item in items:
@@ -263,32 +271,16 @@ class Stream:
 
         def run(worker: Worker, batch: list[Piece]) -> list[tuple[Piece, list[U]]]:
             found: dict[str, tuple[Piece, list[U]]] = {p.work.name: (p, []) for p in batch}
-            for part, base, others in self._each_tile(worker, batch):
+            for part, base, others in self.each_tile(worker, batch):
                 work = part.work
                 where = Tile(work.name, work.shape, part.start, part.start, work.layer, self.job.layers)
                 found[work.name][1].append(function(base, others, where))
             return list(found.values())
 
-        for results in self.in_order(self._batches(works), run):
+        for results in self.in_order(self.batches(works), run):
             yield from results
 
-    def reduce(self, works: Sequence[Work], report: Callable[[int], None]) -> Any:
-        """Answer the method's reductions over works as one scope; return what `prepare` returns."""
-        offsets, total = {}, 0
-        for work in works:
-            offsets[work.name] = total
-            total += work.size
-        batches = list(self._batches(works))
-        parameters = works[0].parameters or {}
-
-        def answer(asked: Reduction) -> Any:
-            if isinstance(asked, KthMagnitude):
-                return self._kth(batches, offsets, total, asked.ranks(total), report)
-            return self._sums(batches, offsets, asked.of, report)
-
-        return answer_all(self.job.chosen.statistics(parameters), answer)
-
-    def _batches(self, works: Sequence[Work]) -> Iterator[list[Piece]]:
+    def batches(self, works: Sequence[Work]) -> Iterator[list[Piece]]:
         """Group pieces of about a chunk each, in order."""
         limit = max(self.tile, self.job.limits.chunk_bytes // 4 // self.tile * self.tile)
         batch: list[Piece] = []
@@ -304,143 +296,14 @@ class Stream:
         if batch:
             yield batch
 
-    def _each_tile(self, worker: Worker, batch: Sequence[Piece]) -> Iterator[tuple[Piece, Array, Array]]:
+    def each_tile(self, worker: Worker, batch: Sequence[Piece]) -> Iterator[tuple[Piece, Array, Array]]:
+        """Load a batch tile by tile: (piece of a tile, base or None, others), valid until the next."""
         for piece in batch:
             for start in range(piece.start, piece.stop, self.tile):
                 part = Piece(piece.work, start, min(start + self.tile, piece.stop))
                 yield part, *worker.load(part.work, part.start, part.stop)
 
-    def _sums(
-        self,
-        batches: Sequence[list[Piece]],
-        offsets: dict[str, int],
-        of: Callable[[Array, Array, Tile], Array],
-        report: Callable[[int], None],
-    ) -> Any:
-        def run(worker: Worker, batch: list[Piece]) -> tuple[Array, int]:
-            parts = []
-            for part, base, others in self._each_tile(worker, batch):
-                work = part.work
-                position = offsets[work.name] + part.start
-                where = Tile(work.name, work.shape, part.start, position, work.layer, self.job.layers)
-                parts.append(of(base, others, where))
-            return np.concatenate(parts), _stored(batch)
 
-        found = []
-        for partial, done in self.in_order(batches, run):
-            found.append(partial)
-            report(done)
-        return exact_sums(found)
-
-    def _kth(
-        self,
-        batches: Sequence[list[Piece]],
-        offsets: dict[str, int],
-        total: int,
-        ranks: Sequence[int],
-        report: Callable[[int], None],
-    ) -> list[Kth]:
-        """Find exact k-th magnitudes by counting 16-bit digits, high to low; then where the last of the k lies."""
-        vectors = len(batches[0][0].work.inputs) - self.job.chosen.has_base
-        wide = self.job.compute_dtype == "float64"
-        bits, shifts = (np.uint64, (48, 32, 16, 0)) if wide else (np.uint32, (16, 0))
-        asked = [k for k in ranks if k > 0]
-        mask = bits(np.iinfo(bits).max >> 1)
-        prefixes = np.zeros((vectors, len(asked)), bits)
-        left = np.tile(np.array(asked, np.int64), (vectors, 1))
-        counter = np.uint32 if total < 2**32 else np.int64
-        for shift in shifts:
-            one = shift == shifts[0]  # all ranks share the counts of the first digit
-            regions = self.job.limits.regions if shift == 0 else 1
-            span = -(-len(batches) // regions)
-            shape = (regions, vectors, 1 if one else len(asked), RADIX)
-
-            def run(
-                worker: Worker,
-                item: tuple[int, list[Piece]],
-                shape: Any = shape,
-                shift: int = shift,
-                span: int = span,
-            ) -> int:
-                index, batch = item
-                counts = worker.counts.get(shape)
-                if counts is None:
-                    counts = worker.counts[shape] = np.zeros((*shape[:3], RADIX + PAD), counter)
-                for _, _, others in self._each_tile(worker, batch):
-                    part = prefixes[:, : shape[2]]
-                    compiled.count_digits(others.view(bits), mask, bits(shift), part, counts[index // span])
-                return _stored(batch)
-
-            for done in self.in_order(enumerate(batches), run):
-                report(done)
-            counts = sum(w.counts.pop(shape)[..., :RADIX].astype(np.int64) for w in self._workers if shape in w.counts)
-            whole = np.broadcast_to(counts.sum(0), (vectors, len(asked), RADIX))
-            from_top = whole[..., ::-1].cumsum(-1)
-            digit = RADIX - 1 - (from_top >= left[..., None]).argmax(-1)
-            left -= np.take_along_axis(from_top, RADIX - 1 - digit[..., None], -1)[..., 0]
-            equal = np.take_along_axis(whole, digit[..., None], -1)[..., 0]
-            left += equal
-            prefixes = (prefixes << bits(16)) | digit.astype(bits)
-        values = prefixes.view(np.float64 if wide else np.float32).astype(np.float64)
-        per_region = np.take_along_axis(np.broadcast_to(counts, (regions, *whole.shape)), digit[None, ..., None], -1)[
-            ..., 0
-        ]
-        cut = self._cuts(batches, offsets, total, values, left, equal, per_region, span)
-        found, taken = [], 0
-        for k in ranks:
-            if k == 0:
-                found.append(Kth(np.full((vectors, 1), np.inf), np.zeros((vectors, 1), np.int64)))
-            else:
-                found.append(Kth(values[:, taken : taken + 1], cut[:, taken : taken + 1]))
-                taken += 1
-        return found
-
-    def _cuts(
-        self,
-        batches: Sequence[list[Piece]],
-        offsets: dict[str, int],
-        total: int,
-        values: Array,
-        left: Array,
-        equal: Array,
-        per_region: Array,
-        span: int,
-    ) -> Array:
-        """Return, for each vector and rank, the index after the `left`-th entry equal to the value."""
-        cut = np.full(values.shape, total, np.int64)
-        open_ = left < equal
-        before = per_region.cumsum(0) - per_region
-        for region in np.unique(((per_region.cumsum(0) < left).sum(0))[open_]):
-            inside = open_ & ((per_region.cumsum(0) < left).sum(0) == region)
-            wanted = left - before[region]
-
-            def run(worker: Worker, batch: list[Piece], inside: Array = inside) -> Array:
-                counts = np.zeros(values.shape, np.int64)
-                for _, _, others in self._each_tile(worker, batch):
-                    for t, r in np.argwhere(inside):
-                        counts[t, r] += np.count_nonzero(np.abs(others[t]) == values[t, r])
-                return counts
-
-            seen = np.zeros(values.shape, np.int64)
-            part = batches[region * span : (region + 1) * span]
-            for batch, counts in zip(part, self.in_order(part, run), strict=True):
-                for t, r in np.argwhere(inside & (seen < wanted) & (seen + counts >= wanted)):
-                    cut[t, r] = self._find(batch, offsets, int(t), values[t, r], int((wanted - seen)[t, r]))
-                seen += counts
-        return cut
-
-    def _find(self, batch: list[Piece], offsets: dict[str, int], t: int, value: float, nth: int) -> int:
-        """Return the scope index after the nth entry of vector t that equals value, within a batch."""
-        worker = Worker(self.job, self._inputs, self.tile)
-        for part, _, others in self._each_tile(worker, batch):
-            found = np.flatnonzero(np.abs(others[t]) == value)
-            if len(found) >= nth:
-                worker.files.close()
-                return int(offsets[part.work.name] + part.start + found[nth - 1] + 1)
-            nth -= len(found)
-        raise CheckpointError("an input changed while it was read", do="Run again when nothing writes to it")
-
-
-def _stored(batch: Sequence[Piece]) -> int:
-    """Return the input bytes that a batch of merged pieces reads."""
+def input_bytes(batch: Sequence[Piece]) -> int:
+    """Return the stored bytes that merged pieces read from all inputs."""
     return sum((p.stop - p.start) * sum(stored_bytes(e.dtype) for e in p.work.inputs) for p in batch)

@@ -87,7 +87,7 @@ def _build(text: str, faults: Faults, max_nodes: int) -> Node | None:
             anchors |= {anchor: node} if anchor else {}
             continue
         if isinstance(event, yaml.AliasEvent):
-            node = anchors.get(event.anchor, document)
+            node = anchors.get(str(event.anchor), document)
             problem = f"alias '*{event.anchor}' stands for nothing, or for itself" if node is document else ""
         elif isinstance(event, yaml.NodeEvent):
             node = _node(event, faults)

@@ -13,7 +13,6 @@ from weightsmith.errors import ArgumentError, NonFiniteError, WeightsmithError
 from weightsmith.merge import METHODS, linear, slerp, task_arithmetic
 from weightsmith.plan import Options
 from weightsmith.stream import Worker
-from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import Plain
 from weightsmith.tensor.coding import decode, encode
 from weightsmith.tensor.sign import MERGES, merge_agreeing
@@ -31,20 +30,6 @@ def test_nan_stays_nan_in_bfloat16(bits):
     back = np.empty(1, np.float32)
     decode(out, "BF16", back)
     assert np.isnan(back[0])
-
-
-@pytest.mark.parametrize("bits", [np.uint32, np.uint64])
-def test_digits_are_counted_without_the_sign(bits):
-    # In compiled code uint32 << uint32 is uint64, so (x << 1) >> 1 keeps the sign, and every streamed k-th magnitude
-    # of float32 vectors with negative entries is wrong; tests/test_stream.py has the search itself.
-    floats = np.float32 if bits is np.uint32 else np.float64
-    vectors = np.array([[-1.0, 1.0, -2.0, -0.0]], floats)
-    shift = 16 if bits is np.uint32 else 48
-    counts = np.zeros((1, 1, 65536), np.uint32)
-    compiled.count_digits(vectors.view(bits), bits(shift), np.zeros((1, 1), bits), counts)
-    expected = np.zeros(65536, int)
-    np.add.at(expected, np.abs(vectors[0]).view(bits) >> bits(shift), 1)
-    assert np.array_equal(counts[0, 0], expected)
 
 
 @pytest.mark.parametrize("merge", MERGES)

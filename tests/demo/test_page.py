@@ -9,10 +9,10 @@ from weightsmith.demo.page import layer_counts, page, table
 HOSTILE = "<script>alert('x')</script>\"'&\x1b[31m"
 
 
-def row(method, scope, accuracy, share, **others):
+def row(method, serves, accuracy, share, **others):
     return {
         "method": method,
-        "scope": scope,
+        "serves": serves,
         "accuracy": accuracy,
         "mean_accuracy": share,
         "normalized_accuracy": share,
@@ -28,7 +28,7 @@ def row(method, scope, accuracy, share, **others):
 
 
 def printed(results):
-    console = Console(width=140, file=io.StringIO())
+    console = Console(width=80, file=io.StringIO())
     console.print(table(results))
     return console.file.getvalue()
 
@@ -55,11 +55,11 @@ def results():
             "experts": {"seconds": 2.0},
         },
         "methods": [
-            row("base", "the untouched base", {HOSTILE: 0.5, "odd": 0.25}, 0.375),
-            row("experts", "one model per task", {HOSTILE: 1.0, "odd": 1.0}, 1.0),
+            row("base", "all tasks", {HOSTILE: 0.5, "odd": 0.25}, 0.375),
+            row("experts", "one task", {HOSTILE: 1.0, "odd": 1.0}, 1.0),
             row(
                 "ties",
-                "one model for all tasks",
+                "all tasks",
                 {HOSTILE: 0.75, "odd": None},
                 0.75,
                 seconds=0.125,
@@ -67,7 +67,7 @@ def results():
                 values=[0.5],
                 commands=[f"weightsmith merge ties --model {HOSTILE}"],
             ),
-            row("tall_masks", "one model per task, rebuilt", {HOSTILE: 1.0, "odd": 1.0}, 1.25, bytes_are="formula"),
+            row("tall_masks", "one task", {HOSTILE: 1.0, "odd": 1.0}, 1.25, bytes_are="formula"),
         ],
         "agreement": {"mask_lambda": 0.4, "tasks": 2, **layer_counts(counts)},
         "seconds": 3.0,

@@ -57,11 +57,11 @@ TRIALS = (
     Trial("consensus", options=("--mask-lambda", "0.4"), knob="--lambda", grid=(0.1, 0.2, 0.3, 0.4, 0.5)),
 )
 SEEDED = ("dare", "dare_ties")
-SCOPES = {
-    "one": "one model for all tasks",
-    "pair": "one model for two tasks",
-    "each": "one model per task",
-    "rebuilt": "one model per task, rebuilt from shared parts",
+SERVES = {
+    "one": "all tasks",
+    "pair": "two tasks",
+    "each": "one task",
+    "rebuilt": "one task",
 }
 
 
@@ -135,8 +135,8 @@ def reference_rows(bench: Bench) -> list[dict[str, Any]]:
     found = {e.task.name: accuracy(base, bench.heads[e.task.name], bench.shape, e, "test") for e in bench.tasks}
     size = (bench.out / "checkpoints" / "base" / WEIGHT_FILE).stat().st_size
     return [
-        _row(bench, "base", "the untouched base, zero-shot", found, size),
-        _row(bench, "experts", "one model per task", bench.experts["test"], size * len(bench.tasks)),
+        _row(bench, "base", SERVES["one"], found, size),
+        _row(bench, "experts", SERVES["each"], bench.experts["test"], size * len(bench.tasks)),
     ]
 
 
@@ -159,7 +159,7 @@ def _measure(bench: Bench, trial: Trial) -> dict[str, Any]:
         size += (bench.out / folder / WEIGHT_FILE).stat().st_size
         values += [] if value is None else [value]
         commands.append("weightsmith " + " ".join(arguments))
-    row = _row(bench, trial.method, SCOPES[trial.kind], found, size)
+    row = _row(bench, trial.method, SERVES[trial.kind], found, size)
     row |= {"seconds": seconds, "knob": trial.knob[2:], "values": values, "tried": list(trial.grid)}
     row |= {"commands": commands}
     if trial.kind == "rebuilt":
@@ -223,10 +223,10 @@ def _accuracies(bench: Bench, folder: str, group: Sequence[str], split: str) -> 
     return {e.task.name: accuracy(weights, bench.heads[e.task.name], shape, e, split) for e in chosen}
 
 
-def _row(bench: Bench, method: str, scope: str, found: Mapping[str, float], size: int) -> dict[str, Any]:
+def _row(bench: Bench, method: str, serves: str, found: Mapping[str, float], size: int) -> dict[str, Any]:
     return {
         "method": method,
-        "scope": scope,
+        "serves": serves,
         "accuracy": {e.task.name: found.get(e.task.name) for e in bench.tasks},
         "mean_accuracy": sum(found.values()) / len(found),
         "normalized_accuracy": normalized(found, bench.experts["test"]),

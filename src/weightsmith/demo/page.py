@@ -49,25 +49,28 @@ def _by_kind(counts: Sequence[int]) -> dict[str, int]:
 
 def table(results: Mapping[str, Any]) -> Table:
     """Return the table of methods for a terminal: accuracy, normalized accuracy, bytes, seconds."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    found = Table(title="Accuracy on held-out test digits", title_justify="left")
-    found.add_column("method")
-    found.add_column("what is scored")
+    found = Table(title="Accuracy on held-out test digits", title_justify="left", box=box.SIMPLE_HEAD)
+    found.add_column("method", no_wrap=True)
+    found.add_column("a model serves", no_wrap=True)
     for heading in ("accuracy", "normalized", "bytes", "seconds"):
         found.add_column(heading, justify="right", no_wrap=True)
     for row in results["methods"]:
         found.add_row(
             Text(shown(row["method"])),
-            Text(shown(row["scope"])),
+            Text(shown(row["serves"])),
             _percent(row["mean_accuracy"]),
             _percent(row["normalized_accuracy"]),
             f"{row['bytes']:,}" + (" *" if row["bytes_are"] == "formula" else ""),
             "" if row["seconds"] is None else f"{row['seconds']:.2f}",
         )
+    found.caption_justify = "left"
     found.caption = (
-        "normalized: mean over tasks of accuracy / the expert's accuracy.  seconds: merging only.\n"
+        "normalized: mean over tasks of accuracy / the expert's accuracy\n"
+        "seconds: merging alone\n"
         "* by formula: base + one vector + one bit per weight and task"
     )
     return found
@@ -86,7 +89,7 @@ def page(results: Mapping[str, Any]) -> str:
             tasks=[task["name"] for task in results["tasks"]],
             references=[by_name[name] for name in REFERENCES],
             merged=merged,
-            single=_best(merged, "one model for all tasks"),
+            single=_best(merged, "all tasks"),
             rebuilt=by_name.get("tall_masks"),
             bars=_bars(results["methods"]),
             stacks=_stacks(results["agreement"]),
@@ -137,8 +140,8 @@ def _size(count: int) -> str:
     return f"{count / 1e6:.2f} MB"
 
 
-def _best(rows: Sequence[Mapping[str, Any]], scope: str) -> Mapping[str, Any] | None:
-    fitting = [row for row in rows if row["scope"] == scope]
+def _best(rows: Sequence[Mapping[str, Any]], serves: str) -> Mapping[str, Any] | None:
+    fitting = [row for row in rows if row["serves"] == serves]
     return max(fitting, key=lambda row: row["normalized_accuracy"], default=None)
 
 
@@ -156,11 +159,11 @@ def _bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     bars = [
         {
             "label": row["method"],
-            "scope": row["scope"],
+            "serves": row["serves"],
             "value": row["normalized_accuracy"],
             "width": WIDTH * row["normalized_accuracy"] / end,
             "y": ROW * i,
-            "kind": "reference" if row["method"] in REFERENCES else "one" if "one model for" in row["scope"] else "per",
+            "kind": "reference" if row["method"] in REFERENCES else "one" if row["serves"] != "one task" else "per",
         }
         for i, row in enumerate(ordered)
     ]
