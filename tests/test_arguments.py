@@ -54,7 +54,13 @@ def test_good_values_pass(name, good):
 
 @pytest.mark.parametrize(
     ("name", "edge"),
-    [("Proportion", 0.0), ("Proportion", math.nextafter(1, 2)), ("Share", 1.0), ("NonNegative", -5e-324), ("Ordinal", 0)],
+    [
+        ("Proportion", 0.0),
+        ("Proportion", math.nextafter(1, 2)),
+        ("Share", 1.0),
+        ("NonNegative", -5e-324),
+        ("Ordinal", 0),
+    ],
 )
 def test_bounds_are_sharp(name, edge):
     with pytest.raises(ArgumentError):
@@ -126,7 +132,7 @@ def test_defaults_fill_in_and_unknown_names_are_refused():
     }
     assert check_all(parameters, {}, "merge ties") == {"density": 0.2, "alpha": None}
     assert check_all(parameters, {"alpha": None, "density": 1}, "merge ties") == {"density": 1.0, "alpha": None}
-    with pytest.raises(ArgumentError, match="unknown parameter 'densty'.*did you mean 'density'"):
+    with pytest.raises(ArgumentError, match=r"unknown parameter 'densty'.*did you mean 'density'"):
         check_all(parameters, {"densty": 1}, "merge ties")
     with pytest.raises(ArgumentError, match="merge ties: density"):
         check_all(parameters, {"density": None}, "merge ties")

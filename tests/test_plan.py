@@ -180,9 +180,7 @@ def test_integers_are_copied_with_the_reason(tmp_path, save_raw, dtype):
 
 def test_mixed_dtypes_are_computed_widely_and_stored_as_in_the_first(tmp_path, save_arrays, make_arrays):
     arrays = make_arrays()
-    folders = [
-        save_arrays(tmp_path / d, {n: a.astype(d) for n, a in arrays.items()}) for d in ("float16", "float64")
-    ]
+    folders = [save_arrays(tmp_path / d, {n: a.astype(d) for n, a in arrays.items()}) for d in ("float16", "float64")]
     plan = plan_of("linear", *folders)
     assert {w.dtype for w in plan.works} == {"F16"}
     assert plan.job.compute_dtype == "float64"
@@ -226,7 +224,9 @@ def test_a_model_that_ties_its_head_lends_the_embedding(tmp_path, save_arrays, m
     (head,) = [w for w in plan.merged if w.name == HEAD]
     assert [e.name for e in head.inputs] == [HEAD, EMBEDDING]
     assert any(f"ties '{HEAD}' to '{EMBEDDING}', which stands in for it" in note for note in plan.notes)
-    merge("task_arithmetic", base=folders[0], models=[folders[1]], out=tmp_path / "out", options=Options(force_base=True))
+    merge(
+        "task_arithmetic", base=folders[0], models=[folders[1]], out=tmp_path / "out", options=Options(force_base=True)
+    )
     found = load_arrays(tmp_path / "out")[HEAD]
     assert np.array_equal(found, base[HEAD] + (model[EMBEDDING] - base[HEAD]))
 
@@ -347,15 +347,14 @@ def test_passes_and_bytes_are_those_of_the_run(family, tmp_path, monkeypatch, me
     # Entries equal to a threshold may be looked for once more, in a part of the model.
     assert plan.bytes_read <= sum(read) <= plan.bytes_read + (size if passes > 1 else 0), (sum(read), plan.bytes_read)
     assert plan.bytes_written == sum(
-        p.stat().st_size - 8 - int.from_bytes(p.read_bytes()[:8], "little") for p in (tmp_path / "out").glob("*.safetensors")
+        p.stat().st_size - 8 - int.from_bytes(p.read_bytes()[:8], "little")
+        for p in (tmp_path / "out").glob("*.safetensors")
     )
 
 
 def test_float64_is_counted_in_more_passes(tmp_path, save_arrays, make_arrays, monkeypatch):
     base = make_arrays(dtype="float64")
-    folders = [
-        save_arrays(tmp_path / f"m{i}", make_arrays(i, base, "float64") if i else base) for i in range(3)
-    ]
+    folders = [save_arrays(tmp_path / f"m{i}", make_arrays(i, base, "float64") if i else base) for i in range(3)]
     plan = plan_of("ties", *folders)
     read = []
     pread_into = Files.pread_into
@@ -422,7 +421,9 @@ def test_bad_parameters(family, method, given, told):
     assert told in message
 
 
-@pytest.mark.parametrize("models", [("a", "a"), ("a", "./a"), ("a", "ABSOLUTE"), ("a", "base"), ("a", "./base"), ("a", "LINK")])
+@pytest.mark.parametrize(
+    "models", [("a", "a"), ("a", "./a"), ("a", "ABSOLUTE"), ("a", "base"), ("a", "./base"), ("a", "LINK")]
+)
 def test_the_same_model_twice_or_the_base_among_the_models_is_refused(family, monkeypatch, models):
     monkeypatch.chdir(family[0].parent)
     Path("link").symlink_to("a")
@@ -470,7 +471,9 @@ def test_a_base_from_which_the_models_do_not_come_is_refused(tmp_path, save_arra
         merge("task_arithmetic", base=folders[0], models=[folders[1]], out=tmp_path / "out")
     for part in (str(folders[1]), "does not seem to be trained from the base", "--force-base"):
         assert part in str(caught.value)
-    merge("task_arithmetic", base=folders[0], models=[folders[1]], out=tmp_path / "out", options=Options(force_base=True))
+    merge(
+        "task_arithmetic", base=folders[0], models=[folders[1]], out=tmp_path / "out", options=Options(force_base=True)
+    )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

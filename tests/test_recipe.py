@@ -49,9 +49,7 @@ def test_every_key_is_read() -> None:
         coefficients=(1.0, 0.5),
         parameters={
             "density": 0.2,
-            "lambda_": Schedule(
-                (Rule("*.mlp.*", (0.5,)), Rule("*.self_attn.*", (0.2, 1.0)), Rule("*", (0.3,)))
-            ),
+            "lambda_": Schedule((Rule("*.mlp.*", (0.5,)), Rule("*.self_attn.*", (0.2, 1.0)), Rule("*", (0.3,)))),
         },
         copy=("*.embed_tokens.*",),
         drop=("classifier.*",),
@@ -195,9 +193,7 @@ def test_faults_of_schedules(setting: str, told: str) -> None:
 
 
 def test_misspelled_methods_and_parameters_bring_the_nearest() -> None:
-    assert "line 1: unknown method 'tise'; did you mean 'ties'?" in faults(
-        "method: tise\nmodels: [a]", known=KNOWN
-    )
+    assert "line 1: unknown method 'tise'; did you mean 'ties'?" in faults("method: tise\nmodels: [a]", known=KNOWN)
     text = "method: ties\nmodels: [a]\nparameters:\n  densty:\n    - 0.2\n  lambd: 1\n"
     message = faults(text, known=KNOWN)
     assert "line 4: parameters: unknown key 'densty'; did you mean 'density'?" in message
@@ -221,9 +217,7 @@ def test_the_first_ten_faults_are_shown_and_the_rest_counted() -> None:
     assert "key10'" not in message
 
 
-@pytest.mark.parametrize(
-    "tag", ["!!python/object/apply:os.system", "!!python/name:os.system", "!mine", "!!str", "!"]
-)
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!python/name:os.system", "!mine", "!!str", "!"])
 def test_tags_are_refused(tag: str) -> None:
     assert "line 2: tag '" in faults(f"method: m\nmodels: [{tag} a]")
     assert "is refused; write the value without a tag" in faults(f"method: m\nmodels: {tag} [a]")
@@ -301,17 +295,14 @@ def test_sizes(text: str | int, size: int) -> None:
     ["", "GB", "5gb", "5Gb", "5B", "-5GB", "0", "0GB", "1e9", "0.1KiB", "1.5", "5 G B", "٣GB", 0, -1, True],
 )
 def test_sizes_that_are_none(text: str | int) -> None:
-    with pytest.raises(
-        ArgumentError, match="expected a whole number of bytes above 0, or a number with KB, MB"
-    ):
+    with pytest.raises(ArgumentError, match="expected a whole number of bytes above 0, or a number with KB, MB"):
         parse_size(text)
 
 
 def test_writing_keeps_the_text_short_and_quotes_what_is_ambiguous() -> None:
     recipe = Recipe("ties", ("no", "0x1", "a b"), parameters={"kind": "1e5"}, shard_bytes=5 * 10**9)
     assert write_recipe(recipe) == (
-        'method: ties\nmodels:\n  - "no"\n  - "0x1"\n  - "a b"\nparameters:\n  kind: "1e5"\n'
-        "seed: 0\nshard_size: 5GB\n"
+        'method: ties\nmodels:\n  - "no"\n  - "0x1"\n  - "a b"\nparameters:\n  kind: "1e5"\nseed: 0\nshard_size: 5GB\n'
     )
     assert parse_recipe(write_recipe(parse_recipe(FULL))) == parse_recipe(FULL)
 
@@ -338,13 +329,9 @@ def test_what_no_file_can_say_is_not_written(recipe: Recipe) -> None:
 
 TEXTS = st.text(st.characters(blacklist_categories=("Cc", "Cs")), min_size=1, max_size=12).filter(str.strip)
 NUMBERS = st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
-VALUES = (
-    NUMBERS | st.booleans() | TEXTS | st.sampled_from(["", "yes", "~", "null", "010", ".nan", "1e5", "<<"])
-)
+VALUES = NUMBERS | st.booleans() | TEXTS | st.sampled_from(["", "yes", "~", "null", "010", ".nan", "1e5", "<<"])
 GLOBS = TEXTS.filter(lambda text: not set(text) & set("\\^$()|") and not text.startswith(".*"))
-RULES = st.builds(
-    Rule, GLOBS | st.just("*"), st.tuples(VALUES) | st.lists(NUMBERS, min_size=1, max_size=4).map(tuple)
-)
+RULES = st.builds(Rule, GLOBS | st.just("*"), st.tuples(VALUES) | st.lists(NUMBERS, min_size=1, max_size=4).map(tuple))
 SETTINGS = VALUES | st.builds(Schedule, st.lists(RULES, min_size=1, max_size=3).map(tuple))
 NAMES = st.sampled_from(["density", "lambda_", "from_", "a1", "_x"])
 
@@ -373,9 +360,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
 def test_what_is_written_reads_back_equal(recipe: Recipe) -> None:
     again = parse_recipe(write_recipe(recipe))
     assert again == recipe
-    assert repr(again.parameters) == repr(
-        dict(recipe.parameters)
-    )  # 1, 1.0 and True are equal but not the same
+    assert repr(again.parameters) == repr(dict(recipe.parameters))  # 1, 1.0 and True are equal but not the same
 
 
 @pytest.mark.property

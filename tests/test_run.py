@@ -142,7 +142,9 @@ def test_every_dtype_is_copied_byte_for_byte(tmp_path, save_raw):
         for name, told in table.items():
             first, last = told["data_offsets"]
             found[name] = (told["dtype"], tuple(told["shape"]), raw[start + first : start + last])
-        if not any(t["dtype"].startswith(("F4", "F6", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")) for t in table.values()):
+        if not any(
+            t["dtype"].startswith(("F4", "F6", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")) for t in table.values()
+        ):
             with safe_open(path, "np") as opened:
                 assert set(opened.keys()) == set(table)
     assert found == tensors
@@ -194,11 +196,16 @@ def adapter(folder: Path, rank: int = 2) -> tuple[Path, np.ndarray]:
 
 def test_an_adapter_is_a_model(family, tmp_path, load_arrays):
     folder, update = adapter(tmp_path / "adapter")
-    result = merge("task_arithmetic", base=family[0], models=[f"{family[0]}+{folder}"], out=tmp_path / "out", lambda_=1.0)
+    result = merge(
+        "task_arithmetic", base=family[0], models=[f"{family[0]}+{folder}"], out=tmp_path / "out", lambda_=1.0
+    )
     base, found = load_arrays(family[0]), load_arrays(result.out)
     np.testing.assert_allclose(found[UP], base[UP] + update, rtol=1e-6, atol=1e-6)
     assert all(np.array_equal(found[n], base[n]) for n in base if n != UP)
-    assert [f["file"] for f in result.record["inputs"][1]["files"]] == ["model.safetensors", "adapter_model.safetensors"]
+    assert [f["file"] for f in result.record["inputs"][1]["files"]] == [
+        "model.safetensors",
+        "adapter_model.safetensors",
+    ]
 
 
 # where outputs go
@@ -253,7 +260,9 @@ def test_force_replaces_nothing_that_weightsmith_did_not_write(family, tmp_path,
     assert content(tmp_path / "out") == {"thesis.txt": b"x"}
 
 
-@pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "a/b", "..", "C:\\x", "model.safetensors", "edit.json"])
+@pytest.mark.parametrize(
+    "name", ["../../escaped", "/tmp/escaped", "a/b", "..", "C:\\x", "model.safetensors", "edit.json"]
+)
 def test_names_of_tensors_never_become_paths(tmp_path, save_arrays, load_arrays, name):
     arrays = {name: np.ones(3, "float32"), "w": np.ones(2, "float32")}
     folders = [save_arrays(tmp_path / "deep" / "er" / n, arrays) for n in "ab"]
@@ -295,7 +304,18 @@ CALLS = {"rename": 2, "fsync": 5, "pwrite": 4, "preadv": 5}
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
 def test_every_failing_call_leaves_the_older_output(family, tmp_path, older, command, monkeypatch, call, lasting):
-    words = ["merge", "ties", "--base", family[0], "--model", family[1], "--model", family[2], "--out", tmp_path / "out"]
+    words = [
+        "merge",
+        "ties",
+        "--base",
+        family[0],
+        "--model",
+        family[1],
+        "--model",
+        family[2],
+        "--out",
+        tmp_path / "out",
+    ]
     words += ["--force", "--quiet", "--shard-size", "4KB", "--threads", "2"]
     real, calls = getattr(os, call), 0
 
@@ -480,7 +500,9 @@ def test_a_kill_during_a_run_leaves_a_partial_folder_at_most(family, tmp_path, c
     first = ties(family, tmp_path / "first", shard_size="1KB")
     ties(family, tmp_path / "out", shard_size="1KB")
     ours, theirs = content(tmp_path / "out"), content(first.out)
-    assert {n: b for n, b in ours.items() if "safetensors" in n} == {n: b for n, b in theirs.items() if "safetensors" in n}
+    assert {n: b for n, b in ours.items() if "safetensors" in n} == {
+        n: b for n, b in theirs.items() if "safetensors" in n
+    }
 
 
 def test_a_limit_of_address_space_below_the_need_is_refused_beforehand(tmp_path):
@@ -528,7 +550,9 @@ def test_many_tiny_tensors(tmp_path, save_arrays, load_arrays):
     seconds = time.monotonic() - began
     found = load_arrays(tmp_path / "out")
     assert len(found) == len(arrays)
-    assert all(np.array_equal(found[n], arrays[n]) for n in ("model.layers.0.part0.weight", "model.layers.199.part99.weight"))
+    assert all(
+        np.array_equal(found[n], arrays[n]) for n in ("model.layers.0.part0.weight", "model.layers.199.part99.weight")
+    )
     assert seconds < 30, f"20,000 tensors took {seconds:.1f} s"
 
 
@@ -563,7 +587,13 @@ def test_many_shards_within_the_limit_of_open_files(tmp_path, save_arrays, load_
 
 @pytest.mark.parametrize(
     ("method", "given"),
-    [("linear", {}), ("ties", {}), ("ties", {"scope": "tensor"}), ("lines", {"merged": "ties"}), ("breadcrumbs", {"scope": "row"})],
+    [
+        ("linear", {}),
+        ("ties", {}),
+        ("ties", {"scope": "tensor"}),
+        ("lines", {"merged": "ties"}),
+        ("breadcrumbs", {"scope": "row"}),
+    ],
 )
 def test_progress_only_grows_and_ends_at_all_bytes(family, tmp_path, method, given):
     told = []
@@ -614,7 +644,16 @@ thread.join()
 print("anonymous", most * 1024)
 sys.exit(code)
 """
-    words = ["merge", "task_arithmetic", "--base", tmp_path / "base", "--model", tmp_path / "a", "--out", tmp_path / "out"]
+    words = [
+        "merge",
+        "task_arithmetic",
+        "--base",
+        tmp_path / "base",
+        "--model",
+        tmp_path / "a",
+        "--out",
+        tmp_path / "out",
+    ]
     ran = subprocess.run(
         [sys.executable, "-c", code, *map(str, words), "--memory", "300MB", "--quiet"], capture_output=True, text=True
     )
@@ -633,7 +672,13 @@ def test_a_recipe_and_arguments_contradict(family, tmp_path):
     recipe = parse_recipe(f"method: linear\nmodels: ['{family[0]}', '{family[1]}']\n")
     with pytest.raises(ArgumentError, match="a recipe says what to merge"):
         merge(recipe, models=family, out=tmp_path / "out")
-    for more in ({"dtype": "float16"}, {"copy": ["*.norm.*"]}, {"drop": ["x"]}, {"coefficients": [1, 2]}, {"shard_size": 5}):
+    for more in (
+        {"dtype": "float16"},
+        {"copy": ["*.norm.*"]},
+        {"drop": ["x"]},
+        {"coefficients": [1, 2]},
+        {"shard_size": 5},
+    ):
         with pytest.raises(ArgumentError):
             merge(recipe, out=tmp_path / "out", **more)
         assert not (tmp_path / "out").exists(), f"{more} was ignored"

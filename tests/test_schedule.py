@@ -27,9 +27,7 @@ def test_schedules_take_the_first_match_and_interpolate() -> None:
 
 def test_schedules_refuse_what_they_do_not_cover() -> None:
     schedule = Schedule((Rule("*.mlp.*", (0.0, 1.0)),))
-    with pytest.raises(
-        ArgumentError, match=r"tensor 'norm\.w' matches no entry of the schedule.*'\*\.mlp\.\*'"
-    ):
+    with pytest.raises(ArgumentError, match=r"tensor 'norm\.w' matches no entry of the schedule.*'\*\.mlp\.\*'"):
         schedule.value("norm.w", None, 5)
     with pytest.raises(ArgumentError, match=r"has layer 5; expected a layer from 0 to 4"):
         schedule.value("l.mlp.w", 5, 5)

@@ -212,7 +212,7 @@ class Method:
 
     def whole(self, base: Array, others: Array, parameters: Mapping[str, Any], tile: Tile) -> Array:
         """Run on one scope in memory: whole tensors, or whole rows of one. Flat inputs, flat result."""
-        if base is not None and base.shape[0] == 0 or others.shape[1] == 0:
+        if (base is not None and base.shape[0] == 0) or others.shape[1] == 0:
             return others[0] if base is None else base
         scope = self.reduction_scope(parameters)
         if scope is not None:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from weightsmith.arguments import Real
-from weightsmith.budget import Demand, Limits, choose_limits, machine_limit, usable_threads
-from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, INTEGER_DTYPES, Checkpoint, Entry
-from weightsmith.checkpoint.names import layer_count, layer_of, matches, tied_pair
+from weightsmith.budget import Demand, choose_limits, machine_limit, usable_threads
+from weightsmith.checkpoint.entry import Checkpoint, Entry
+from weightsmith.checkpoint.names import layer_count
 from weightsmith.checkpoint.read import open_checkpoint
 from weightsmith.device import find_device
 from weightsmith.errors import ArgumentError, MismatchError, WeightsmithError, nearest, raise_all, shown
+from weightsmith.matching import Dropped, match_tensors
 from weightsmith.merge import METHODS
 from weightsmith.method import KthMagnitude, Method, Reduction, Statistics, Tile, reduce_in_memory
 from weightsmith.recipe import Recipe, write_recipe
-from weightsmith.schedule import Schedule
+from weightsmith.reductions import is_reduced_first
 from weightsmith.stream import Job, Work
 from weightsmith.tensor.coding import stored_bytes
 
@@ -41,15 +41,6 @@ class Options:
     follow_symlinks: bool = False
     allow_nonfinite: bool = False
     force_base: bool = False
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A tensor of one model that has no place in the output."""
-
-    model: int
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -112,17 +103,6 @@ class Plan:
         }
 
 
-@dataclass
-class _Draft:
-    """What is gathered while the inputs are compared."""
-
-    works: list[Work] = field(default_factory=list)
-    dropped: list[Dropped] = field(default_factory=list)
-    must_equal: list[tuple[Entry, Entry]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-
 def find_method(name: str) -> Method:
     """Return the merge method of that name; ArgumentError with the nearest names otherwise."""
     for method in METHODS:
@@ -143,18 +123,17 @@ def make_plan(recipe: Recipe, options: Options | None = None) -> Plan:
     options = options or Options()
     method = find_method(recipe.method)
     inputs = _open_inputs(recipe, method, options)
-    draft = _Draft(notes=[note for c in inputs for note in c.notes])
-    _compare(recipe, method, inputs, draft)
+    matched = match_tensors(recipe, method, inputs)
     write_recipe(recipe)  # what the record cannot hold is refused before any work
-    if draft.faults:
+    if matched.faults:
         raise_all(
-            draft.faults,
+            matched.faults,
             MismatchError,
             f"merge {method.name}: the inputs do not fit each other",
             "List all differences with: weightsmith compare A B; take tensors from the first input unmerged with"
             " --copy PATTERN, leave out tensors that it lacks with --drop PATTERN",
         )
-    works = tuple(draft.works)
+    works = tuple(matched.works)
     merged = [w for w in works if w.parameters is not None]
     if not merged:
         raise MismatchError(f"merge {method.name}: nothing to merge", expected="at least one tensor that is not copied")
@@ -170,9 +149,9 @@ def make_plan(recipe: Recipe, options: Options | None = None) -> Plan:
         method=method,
         inputs=inputs,
         works=works,
-        dropped=tuple(draft.dropped),
-        must_equal=tuple(draft.must_equal),
-        notes=tuple(dict.fromkeys(draft.notes)),
+        dropped=tuple(matched.dropped),
+        must_equal=tuple(matched.must_equal),
+        notes=tuple(dict.fromkeys(matched.notes)),
         job=job,
         passes=max(passes),
         bytes_read=sum(p * size for p, size in zip(passes, stored, strict=True)) + copied,
@@ -213,180 +192,6 @@ def _open_inputs(recipe: Recipe, method: Method, options: Options) -> tuple[Chec
             )
         seen[files] = checkpoint.reference
     return tuple(opened)
-
-
-def _compare(recipe: Recipe, method: Method, inputs: Sequence[Checkpoint], draft: _Draft) -> None:
-    """Account for every tensor of every input."""
-    first = inputs[0]
-    layers = layer_count(first.tensors)
-    fixed = _fixed_parameters(recipe, method, len(inputs) - method.has_base)
-    stand_ins = [_stand_in(c) for c in inputs]
-    used: list[set[str]] = [set() for _ in inputs]
-    for name, entry in first.tensors.items():
-        if not name.isprintable():
-            draft.faults.append(f"tensor '{shown(name)}' has control characters in its name, which are not written")
-        used[0].add(name)
-        copy = _reason_to_copy(recipe, name, entry)
-        others = _find_others(name, inputs, stand_ins, copy, used, draft)
-        if others is None:
-            continue
-        if copy:
-            dtype = entry.dtype
-            draft.works.append(Work(name, entry.shape, dtype, (entry,), layer_of(name), None, copy))
-            continue
-        if _fits(name, [entry, *others], draft):
-            dtype = recipe.dtype or entry.dtype
-            parameters = _resolve(fixed, name, layers, method, draft)
-            if parameters is not None:
-                draft.works.append(Work(name, entry.shape, dtype, (entry, *others), layer_of(name), parameters))
-    for i, checkpoint in enumerate(inputs[1:], 1):
-        for name in checkpoint.tensors:
-            if name not in used[i]:
-                _account_for_extra(name, i, recipe, inputs, stand_ins, draft)
-    for pattern in recipe.copy:
-        if not any(matches(pattern, n) for n in first.tensors):
-            draft.faults.append(f"copy pattern '{shown(pattern)}' matches no tensor")
-    for pattern in recipe.drop:
-        if not any(matches(pattern, n) for c in inputs[1:] for n in c.tensors.keys() - first.tensors.keys()):
-            draft.faults.append(f"drop pattern '{shown(pattern)}' matches no tensor that the first input lacks")
-
-
-def _reason_to_copy(recipe: Recipe, name: str, entry: Entry) -> str:
-    for pattern in recipe.copy:
-        if matches(pattern, name):
-            return f"copy {pattern}"
-    if entry.dtype in INTEGER_DTYPES:
-        return f"{entry.dtype} is not averaged"
-    return "no elements" if entry.size == 0 else ""
-
-
-def _stand_in(checkpoint: Checkpoint) -> tuple[str, str] | None:
-    """Return (head, embedding) where the config ties them and the head is not stored."""
-    if not checkpoint.config.get("tie_word_embeddings"):
-        return None
-    pair = tied_pair(checkpoint.tensors)
-    return (pair[1], pair[0]) if pair and pair[1] not in checkpoint.tensors else None
-
-
-def _find_others(
-    name: str,
-    inputs: Sequence[Checkpoint],
-    stand_ins: Sequence[tuple[str, str] | None],
-    copy: str,
-    used: list[set[str]],
-    draft: _Draft,
-) -> list[Entry] | None:
-    """Return the same tensor of the other inputs, tied ones through their embedding; None after a fault."""
-    found, missing = [], []
-    for i, checkpoint in enumerate(inputs[1:], 1):
-        entry = checkpoint.tensors.get(name)
-        tied = stand_ins[i]
-        if entry is None and tied is not None and tied[0] == name:
-            entry = checkpoint.tensors[tied[1]]
-            draft.notes.append(f"{_label(inputs, i)} ties '{name}' to '{tied[1]}', which stands in for it")
-        elif entry is not None:
-            used[i].add(name)
-        if entry is None and not copy:
-            missing.append(i)
-        elif entry is not None:
-            found.append(entry)
-    if missing:
-        where = ", ".join(_label(inputs, i) for i in missing)
-        hint = nearest(name, list(inputs[missing[0]].tensors)) if len(inputs[missing[0]].tensors) < 20_000 else ""
-        draft.faults.append(f"tensor '{shown(name)}' is missing in {where}; {hint}")
-        return None
-    return found
-
-
-def _fits(name: str, entries: Sequence[Entry], draft: _Draft) -> bool:
-    for i, entry in enumerate(entries):
-        if entry.dtype not in ARITHMETIC_DTYPES:
-            draft.faults.append(
-                f"tensor '{shown(name)}' of {entry.file.parent.name}/{entry.file.name} is {entry.dtype}, which is only"
-                f" copied; arithmetic needs one of {', '.join(ARITHMETIC_DTYPES)}; use --copy '{shown(name)}'"
-            )
-            return False
-        if entry.shape != entries[0].shape:
-            draft.faults.append(
-                f"tensor '{shown(name)}' has shape {entries[0].shape} in {entries[0].file} and {entry.shape} in {entry.file}"
-                + (" (transposed?)" if entry.shape == entries[0].shape[::-1] else "")
-                + (" (another vocabulary?)" if i and entry.shape[1:] == entries[0].shape[1:] else "")
-            )
-            return False
-    return True
-
-
-def _account_for_extra(
-    name: str,
-    i: int,
-    recipe: Recipe,
-    inputs: Sequence[Checkpoint],
-    stand_ins: Sequence[tuple[str, str] | None],
-    draft: _Draft,
-) -> None:
-    """Drop a tensor that the first input lacks, by rule, or report it."""
-    entry = inputs[i].tensors[name]
-    for pattern in recipe.drop:
-        if matches(pattern, name):
-            draft.dropped.append(Dropped(i, name, f"drop {pattern}"))
-            return
-    tied = stand_ins[0]
-    if tied is not None and tied[0] == name and tied[1] in inputs[i].tensors:
-        draft.must_equal.append((entry, inputs[i].tensors[tied[1]]))
-        draft.dropped.append(Dropped(i, name, f"the first input ties it to {tied[1]}; checked to be equal"))
-        return
-    hint = nearest(name, list(inputs[0].tensors)) if len(inputs[0].tensors) < 20_000 else ""
-    draft.faults.append(f"tensor '{shown(name)}' of {_label(inputs, i)} is not in the first input; {hint}")
-
-
-def _label(inputs: Sequence[Checkpoint], i: int) -> str:
-    return f"'{shown(inputs[i].reference)}'"
-
-
-def _fixed_parameters(recipe: Recipe, method: Method, models: int) -> dict[str, Any]:
-    """Return the recipe's parameters, schedules kept, the rest checked."""
-    given: dict[str, Any] = dict(recipe.parameters)
-    if recipe.coefficients is not None:
-        if "coefficients" not in method.parameters:
-            raise ArgumentError(f"merge {method.name} takes no coefficients", do="Leave coefficients out of the recipe")
-        given["coefficients"] = recipe.coefficients
-    if "seed" in method.parameters:
-        given.setdefault("seed", recipe.seed)
-    plain = {n: v for n, v in given.items() if not isinstance(v, Schedule)}
-    checked = method.check(plain, models)
-    for name, value in given.items():
-        if not isinstance(value, Schedule):
-            continue
-        method.check({name: value.rules[0].values[0]}, models)
-        if not isinstance(method.parameters[name].kind, Real):
-            raise ArgumentError(f"merge {method.name}: {name}", expected="one value for all tensors", got="a schedule")
-        if name in method.prepared_by and method.reduction_scope(checked) == "model":
-            raise ArgumentError(
-                f"merge {method.name}: {name}",
-                expected="one value, since its scope is the whole model",
-                got="a schedule",
-                do="Set scope to tensor, or give one value",
-            )
-        checked[name] = value
-    return checked
-
-
-def _resolve(fixed: dict[str, Any], name: str, layers: int, method: Method, draft: _Draft) -> dict[str, Any] | None:
-    """Return the parameters of one tensor; None after a fault."""
-    if not any(isinstance(v, Schedule) for v in fixed.values()):
-        return fixed
-    try:
-        values = {n: v.value(name, layer_of(name), layers) if isinstance(v, Schedule) else v for n, v in fixed.items()}
-        return {n: method.parameters[n].check(v, f"merge {method.name}") for n, v in values.items()}
-    except ArgumentError as error:
-        draft.faults.append(f"tensor '{shown(name)}': {error}")
-        return None
-
-
-def is_reduced_first(method: Method, work: Work, tile: int) -> bool:
-    """Tell whether a work's statistics take passes of their own; else they are formed in memory, tile by tile."""
-    scope = method.reduction_scope(work.parameters or {})
-    return scope == "model" or (scope == "tensor" and work.size > tile)
 
 
 def _reductions(method: Method, work: Work) -> list[Reduction]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from weightsmith.budget import RADIX
 from weightsmith.errors import CheckpointError
-from weightsmith.method import KthMagnitude, Reduction, Sums, Tile, answer_all, exact_sums
+from weightsmith.method import KthMagnitude, Method, Reduction, Sums, Tile, answer_all, exact_sums
 from weightsmith.stream import Piece, Stream, Work, Worker, input_bytes
 from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import PAD, Array
@@ -26,6 +26,12 @@ class _Scope:
     offsets: dict[str, int]
     size: int
     report: Callable[[int], None]
+
+
+def is_reduced_first(method: Method, work: Work, tile: int) -> bool:
+    """Tell whether a work's statistics take passes of their own; else they are formed in memory, tile by tile."""
+    scope = method.reduction_scope(work.parameters or {})
+    return scope == "model" or (scope == "tensor" and work.size > tile)
 
 
 def reduce(stream: Stream, works: Sequence[Work], report: Callable[[int], None]) -> Any:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from weightsmith.checkpoint.auxiliary import carry, model_card
-from weightsmith.checkpoint.entry import Checkpoint
 from weightsmith.checkpoint.read import Files, check_unchanged, fingerprint
-from weightsmith.checkpoint.write import Output, Shard, check_output, lay_out, sha256_file
+from weightsmith.checkpoint.write import Output, check_output, lay_out
 from weightsmith.errors import ArgumentError, MismatchError, ResourceError, shown
-from weightsmith.plan import Options, Plan, find_method, free_bytes, is_reduced_first, make_plan
-from weightsmith.recipe import DTYPES, Recipe, parse_size, read_recipe, write_recipe
-from weightsmith.reductions import reduce
-from weightsmith.stream import Piece, Stream, Work, Worker
+from weightsmith.plan import Options, Plan, find_method, free_bytes, make_plan
+from weightsmith.produce import produce, reduce_all
+from weightsmith.recipe import DTYPES, Recipe, parse_size, read_recipe
+from weightsmith.record import finish
+from weightsmith.stream import Stream, Work, Worker
 from weightsmith.tensor.coding import stored_bytes
 
 Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
@@ -130,13 +126,17 @@ def make_recipe(
     """Return the recipe that arguments of `merge` spell; a recipe or its file is returned as it is."""
     if isinstance(method, Recipe | Path) or str(method).endswith((".yaml", ".yml")):
         if base or models or coefficients or copy or drop or dtype or parameters or shard_size != DEFAULT_SHARD_BYTES:
-            raise ArgumentError("a recipe says what to merge", expected="nothing of that beside it", do="Edit the recipe")
+            raise ArgumentError(
+                "a recipe says what to merge", expected="nothing of that beside it", do="Edit the recipe"
+            )
         return method if isinstance(method, Recipe) else read_recipe(method)
     if dtype is not None and dtype not in DTYPES:
         raise ArgumentError("dtype", expected="one of " + ", ".join(DTYPES), got=repr(dtype))
     for name, given in (("models", models), ("copy", copy), ("drop", drop)):
         if isinstance(given, str | Path):
-            raise ArgumentError(f"merge {method}: {name}", expected="a list", got=f"'{shown(given)}'", do="Put it in [ ]")
+            raise ArgumentError(
+                f"merge {method}: {name}", expected="a list", got=f"'{shown(given)}'", do="Put it in [ ]"
+            )
     references = tuple(str(m) for m in models)
     twice = sorted({m for m in references if references.count(m) > 1} | ({str(base)} & set(references)))
     if twice:
@@ -189,10 +189,10 @@ def execute(
             {**_aliases(plan), "format": "pt"},
         )
         with Output(out, shards) as output:
-            _produce(plan, stream, shards, found, output, lambda more: report("merge", more))
+            produce(plan, stream, shards, found, output, lambda more: report("merge", more))
             for prints in before:
                 check_unchanged(prints)
-            record = _finish(plan, output, before, code=code, digest_inputs=digest_inputs)
+            record = finish(plan, output, before, code=code, digest_inputs=digest_inputs)
             output.publish()
     seconds = time.perf_counter() - began
     return Result(out, record, seconds, plan.bytes_read, plan.bytes_written)
@@ -211,110 +211,6 @@ def check_target(plan: Plan, out: Path, *, force: bool) -> None:
             got=f"{free}",
             do="Free space",
         )
-
-
-def reduce_all(plan: Plan, stream: Stream, report: Callable[[int], None]) -> dict[str, tuple[Any, int]]:
-    """Return, by tensor name, the statistics and the tensor's position in their scope.
-
-    Tensors whose statistics are formed in memory, tile by tile, are not in it.
-    """
-    found: dict[str, tuple[Any, int]] = {}
-    by_model = []
-    for work in plan.merged:
-        if not is_reduced_first(plan.method, work, stream.tile):
-            continue
-        if plan.method.reduction_scope(work.parameters or {}) == "model":
-            by_model.append(work)
-        else:
-            found[work.name] = (reduce(stream, [work], report), 0)
-    if by_model:
-        statistics, position = reduce(stream, by_model, report), 0
-        for work in by_model:
-            found[work.name] = (statistics, position)
-            position += work.size
-    return found
-
-
-def _produce(
-    plan: Plan,
-    stream: Stream,
-    shards: Sequence[Shard],
-    found: Mapping[str, tuple[Any, int]],
-    output: Output,
-    report: Callable[[int], None],
-) -> None:
-    """Compute every output byte; threads write chunks as they finish, this one digests them in file order."""
-    works = {w.name: w for w in plan.works}
-    limits = plan.job.limits
-    buffers = [np.empty(max(limits.chunk_bytes, 8 * stream.tile), np.uint8) for _ in range(limits.window + 1)]
-
-    def compute(worker: Worker, chunk: _Chunk) -> tuple[_Chunk, np.ndarray[Any, Any]]:
-        buffer = buffers.pop()
-        place = 0
-        for piece in chunk.pieces:
-            if piece.work.parameters is None:
-                stop = place + piece.stop - piece.start
-                worker.copy(piece, buffer[place:stop])
-                place = stop
-                continue
-            width = stored_bytes(piece.work.dtype)
-            statistics, position = found.get(piece.work.name, (None, 0))
-            for tile in stream.tiles(piece):
-                values = worker.compute(tile, statistics, position + tile.start)
-                stop = place + values.size * width
-                worker.store(tile.work, tile.start, values, buffer[place:stop])
-                place = stop
-        output.write(chunk.shard, chunk.offset, buffer[:place].data)
-        return chunk, buffer
-
-    for chunk, buffer in stream.in_order(_chunks(shards, works, limits.chunk_bytes, stream), compute):
-        output.digest(chunk.shard, buffer[: chunk.nbytes].data)
-        buffers.append(buffer)
-        report(chunk.input_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Pieces whose bytes lie side by side in one shard."""
-
-    shard: int
-    offset: int
-    nbytes: int
-    input_bytes: int
-    pieces: tuple[Piece, ...]
-
-
-def _chunks(shards: Sequence[Shard], works: Mapping[str, Work], chunk_bytes: int, stream: Stream) -> Iterator[_Chunk]:
-    for index, shard in enumerate(shards):
-        held: list[Piece] = []
-        start, nbytes, read = len(shard.header), 0, 0
-        for slot in shard.slots:
-            for piece, size in _pieces(works[slot.name], chunk_bytes, stream):
-                if held and nbytes + size > chunk_bytes:
-                    yield _Chunk(index, start, nbytes, read, tuple(held))
-                    held, start, nbytes, read = [], start + nbytes, 0, 0
-                held.append(piece)
-                nbytes += size
-                elements = piece.stop - piece.start
-                merged = piece.work.parameters is not None
-                read += elements * sum(stored_bytes(e.dtype) for e in piece.work.inputs) if merged else elements
-        if held:
-            yield _Chunk(index, start, nbytes, read, tuple(held))
-
-
-def _pieces(work: Work, chunk_bytes: int, stream: Stream) -> Iterator[tuple[Piece, int]]:
-    """Cut a work into pieces of at most a chunk, at tile boundaries; give each with its output bytes."""
-    if work.parameters is None:
-        for start in range(0, work.inputs[0].nbytes, chunk_bytes):
-            stop = min(start + chunk_bytes, work.inputs[0].nbytes)
-            yield Piece(work, start, stop), stop - start
-        return
-    width = stored_bytes(work.dtype)
-    step = stream.step(work)
-    step *= max(1, chunk_bytes // (step * width))
-    for start in range(0, work.size, step):
-        stop = min(start + step, work.size)
-        yield Piece(work, start, stop), (stop - start) * width
 
 
 def _stored_size(work: Work) -> int:
@@ -367,69 +263,3 @@ def _check_base(plan: Plan, stream: Stream) -> None:
                 got=f"one {np.sqrt(length / lengths[0]):.2f} times as long, in samples of {len(works)} tensors",
                 do="Name the right base, or pass --force-base",
             )
-
-
-def _finish(
-    plan: Plan, output: Output, before: Sequence[dict[str, Any]], *, code: bool, digest_inputs: bool
-) -> dict[str, Any]:
-    """Write everything beside the weights; return the record."""
-    output.write_index()
-    stored = {w.dtype for w in plan.merged}
-    first = plan.inputs[0]
-    files = carry(first, output.partial, dtype=stored.pop() if len(stored) == 1 else None, code=code)
-    recipe = write_recipe(plan.recipe)
-    base = [] if plan.recipe.base is None else [plan.recipe.base]
-    card = model_card(
-        title=output.out.name,
-        bases=[*base, *plan.recipe.models],
-        method=plan.method.name,
-        recipe_yaml=recipe,
-        sources=plan.inputs,
-        version=version("weightsmith"),
-        notes=plan.notes,
-        transformers="architectures" in first.config,
-    )
-    output.write_text("README.md", card)
-    weights = output.records()
-    beside = [
-        p for p in sorted(output.partial.rglob("*")) if p.is_file() and p.name not in {w["file"] for w in weights}
-    ]
-    record = {
-        "format": 1,
-        "weightsmith": version("weightsmith"),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "recipe": recipe,
-        "method": plan.method.name,
-        "parameters": _plain_parameters(plan),
-        "inputs": [_describe(c, p, digest_inputs) for c, p in zip(plan.inputs, before, strict=True)],
-        "outputs": weights
-        + [
-            {"file": str(p.relative_to(output.partial)), "bytes": p.stat().st_size, "sha256": sha256_file(p)}
-            for p in beside
-        ],
-        "carried": files,
-        "tensors": {
-            "merged": len(plan.merged),
-            "copied": [{"name": w.name, "reason": w.reason} for w in plan.copied],
-            "dropped": [{"model": d.model, "name": d.name, "reason": d.reason} for d in plan.dropped],
-        },
-        "notes": list(plan.notes),
-    }
-    output.write_text("edit.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    return record
-
-
-def _plain_parameters(plan: Plan) -> dict[str, Any]:
-    """Return the parameters in force; those that differ between tensors by their range of tensors."""
-    first = plan.merged[0].parameters or {}
-    varying = {n for w in plan.merged for n, v in (w.parameters or {}).items() if v != first[n]}
-    plain = {n: list(v) if isinstance(v, tuple) else v for n, v in first.items() if n not in varying}
-    return {**plain, **{n: "by tensor, see the recipe" for n in sorted(varying)}}
-
-
-def _describe(checkpoint: Checkpoint, prints: Mapping[str, Any], digest: bool) -> dict[str, Any]:
-    files = []
-    for path, found in prints.items():
-        described = {"file": Path(path).name, "bytes": found["size"], "header_sha256": found["header_sha256"]}
-        files.append({**described, "sha256": sha256_file(Path(path))} if digest else described)
-    return {"reference": checkpoint.reference, "revision": checkpoint.revision, "files": files}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -19,15 +19,24 @@ from weightsmith.checkpoint.write import sha256_file
 from weightsmith.device import Device
 from weightsmith.errors import ArgumentError, CheckpointError, WeightsmithError, shown
 from weightsmith.method import Tile
-from weightsmith.plan import Options, Plan, make_plan
+from weightsmith.plan import Options, Plan, find_method, make_plan
+from weightsmith.produce import reduce_all
 from weightsmith.recipe import parse_recipe
-from weightsmith.run import Progress, reduce_all
+from weightsmith.record import record_digest
+from weightsmith.run import Progress
 from weightsmith.stream import Job, Stream, Work
 from weightsmith.tensor.arrays import Array, Plain
 from weightsmith.tensor.coding import stored_bytes
 
 SAMPLES = 32
 MAX_RECORD_BYTES = 1_000_000_000
+_RECORD = {
+    "format": int,
+    "recipe": str,
+    "inputs": [{"files": [{"bytes": int, "header_sha256": str}]}],
+    "outputs": [{"file": str, "bytes": int, "sha256": str}],
+    "tensors": {"merged": int, "copied": list},
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,8 @@ def verify(out: str | Path, *, options: Options | None = None, progress: Progres
     record = _read_record(folder)
     findings: list[str] = []
     skipped: list[str] = []
+    if record.get("record_sha256") != record_digest(record):
+        findings.append("edit.json is not as it was written: it states another SHA-256 of itself")
     files = _check_files(folder, record, findings)
     nonfinite, tensors, recomputed = 0, 0, 0
     try:
@@ -109,27 +120,39 @@ def _read_record(folder: Path) -> dict[str, Any]:
             do="Name the output of a merge",
         )
     record = read_json(path, MAX_RECORD_BYTES)
-    needed = {"format": int, "recipe": str, "inputs": list, "outputs": list, "tensors": dict}
-    wrong = [k for k, kind in needed.items() if not isinstance(record, dict) or not isinstance(record.get(k), kind)]
+    wrong = _misfit(record, _RECORD)
     if wrong:
         raise CheckpointError(
-            f"{path}: not a record of weightsmith", expected=", ".join(needed), got=f"no valid {wrong[0]}"
+            f"{path}: not a record of weightsmith", got=f"no valid {wrong}", do="Restore the file, or merge again"
         )
     if record["format"] != 1:
         raise CheckpointError(f"{path}: format", expected="1", got=str(record["format"]), do="Use a newer weightsmith")
     return dict(record)
 
 
+def _misfit(value: Any, shape: Any, where: str = "record") -> str:
+    """Return what in a value departs from a shape: a type, a list of one shape, or keys with theirs; "" for nothing."""
+    if isinstance(shape, type):
+        return "" if type(value) is shape else where
+    if type(value) is not type(shape):
+        return where
+    if isinstance(shape, list):
+        parts = [(f"{where}[{i}]", item, shape[0]) for i, item in enumerate(value)]
+    else:
+        parts = [(key, value.get(key), inner) for key, inner in shape.items()]
+    return next(filter(None, (_misfit(item, inner, key) for key, item, inner in parts)), "")
+
+
 def _check_files(folder: Path, record: dict[str, Any], findings: list[str]) -> int:
     """Compare sizes and digests; name files that are missing or were added."""
     listed = set()
     for file in record["outputs"]:
-        name = str(file["file"])
+        name = file["file"]
         listed.add(name)
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             findings.append(f"edit.json lists '{shown(name)}', which leads out of the folder")
-        elif not path.is_file():
+        elif not os.path.isfile(path):
             findings.append(f"file '{shown(name)}' is missing")
         elif path.stat().st_size != file["bytes"]:
             findings.append(f"file '{shown(name)}' has {path.stat().st_size} bytes; edit.json says {file['bytes']}")
@@ -164,13 +187,22 @@ def _recompute(
 ) -> int:
     """Compute sampled tiles from the inputs and compare their bytes; return the number of elements compared."""
     try:
-        plan = make_plan(parse_recipe(record["recipe"], "edit.json"), options)
+        recipe = parse_recipe(record["recipe"], "edit.json")
+        find_method(recipe.method)
+    except WeightsmithError as error:
+        findings.append(f"edit.json: {error}")
+        return 0
+    try:
+        plan = make_plan(recipe, options)
     except WeightsmithError as error:
         skipped.append(f"not computed anew, since the inputs cannot be used: {error}")
         return 0
+    if len(plan.inputs) != len(record["inputs"]):
+        findings.append(f"edit.json lists {len(record['inputs'])} inputs; its recipe names {len(plan.inputs)}")
+        return 0
     changed = [
         c.reference
-        for c, old in zip(plan.inputs, record["inputs"], strict=False)
+        for c, old in zip(plan.inputs, record["inputs"], strict=True)
         if [(f["size"], f["header_sha256"]) for f in fingerprint(c).values()]
         != [(f["bytes"], f["header_sha256"]) for f in old["files"]]
     ]
@@ -231,7 +263,8 @@ def _computed(plan: Plan, work: Work, start: int, stop: int, statistics: Any, po
     where = Tile(work.name, work.shape, start, position + start, work.layer, plan.job.layers, statistics)
     run = plan.method.whole if statistics is None else plan.method.apply
     plain = None if base is None else base.view(Plain)
-    values = np.asarray(run(plain, np.ascontiguousarray(others).view(Plain), work.parameters or {}, where))
+    with np.errstate(all="ignore"):  # NaN and infinity pass here, and are counted elsewhere
+        values = np.asarray(run(plain, np.ascontiguousarray(others).view(Plain), work.parameters or {}, where))
     if work.dtype != "BF16":
         return values.astype({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[work.dtype])
     # bfloat16 has 8 significant bits: scale each number so that rint leaves just those, then scale back.

@@ -67,9 +67,7 @@ def test_files_are_carried_byte_for_byte(tmp_path: Path) -> None:
     records = carried(checkpoint(tmp_path / "in", files), tmp_path / "out")
     assert {name: (tmp_path / "out" / name).read_bytes() for name in files_in(tmp_path / "out")} == files
     assert {name: record["action"] for name, record in records.items()} == dict.fromkeys(files, "copied")
-    assert {name: record["bytes"] for name, record in records.items()} == {
-        n: len(c) for n, c in files.items()
-    }
+    assert {name: record["bytes"] for name, record in records.items()} == {n: len(c) for n, c in files.items()}
     assert records["config.json"] == {
         "file": "config.json", "action": "copied", "reason": "", "bytes": len(CONFIG),
     }  # fmt: skip
@@ -229,9 +227,7 @@ def test_a_card_says_what_was_done(tmp_path: Path) -> None:
         checkpoint(tmp_path / "base", reference="org/base", revision="abc123"),
         checkpoint(tmp_path / "mine"),
     ]
-    text = card(
-        sources=sources, bases=["org/base@v1", str(tmp_path / "mine")], notes=["One note."], transformers=True
-    )
+    text = card(sources=sources, bases=["org/base@v1", str(tmp_path / "mine")], notes=["One note."], transformers=True)
     assert front_matter(text) == {
         "base_model": ["org/base", "mine"],
         "base_model_relation": "merge",
@@ -298,9 +294,7 @@ HOSTILE = [
 def test_names_cannot_break_out(tmp_path: Path, text: str) -> None:
     plain = card(sources=[checkpoint(tmp_path, reference="x")], notes=["x"], bases=["x"], recipe_yaml="x")
     source = checkpoint(tmp_path, reference=f"{text}", revision=text)
-    got = card(
-        title=text, bases=[text], method=text, version=text, notes=[text], sources=[source], recipe_yaml=text
-    )
+    got = card(title=text, bases=[text], method=text, version=text, notes=[text], sources=[source], recipe_yaml=text)
     front = front_matter(got)
     assert set(front) == {"base_model", "base_model_relation", "tags"}
     assert all(isinstance(name, str) and name.isprintable() for name in front["base_model"])
@@ -310,9 +304,7 @@ def test_names_cannot_break_out(tmp_path: Path, text: str) -> None:
     got.encode()
     assert [line.count("|") for line in prose.splitlines() if line.startswith("|")] == [5, 5, 5]
     assert len([line for line in prose.splitlines() if line.startswith("#")]) == 2
-    assert len(prose.splitlines()) == len(
-        re.match(r"---\n.*?\n---\n(.*?)^```", plain, re.S | re.M)[1].splitlines()
-    )  # type: ignore[index]
+    assert len(prose.splitlines()) == len(re.match(r"---\n.*?\n---\n(.*?)^```", plain, re.S | re.M)[1].splitlines())  # type: ignore[index]
     assert block.endswith(f"\n{fence}\n")
     assert fence not in block.removesuffix(f"{fence}\n")
     assert all(c.isprintable() or c == "\n" for c in got)
@@ -328,9 +320,7 @@ def with_cards(tmp_path: Path, *cards: bytes | None) -> list[Checkpoint]:
 
 
 def test_a_license_is_copied_where_all_state_the_same(tmp_path: Path) -> None:
-    front = (
-        b"---\r\ntags: [x]\r\nlicense: other\r\nlicense_name: llama\r\nlicense_link: LICENSE\r\n---\r\n# x"
-    )
+    front = b"---\r\ntags: [x]\r\nlicense: other\r\nlicense_name: llama\r\nlicense_link: LICENSE\r\n---\r\n# x"
     text = card(sources=with_cards(tmp_path, front, b"\xef\xbb\xbf" + front))
     assert {key: value for key, value in front_matter(text).items() if key.startswith("license")} == {
         "license": "other", "license_name": "llama", "license_link": "LICENSE",
@@ -369,10 +359,7 @@ ALIASES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{f'*a{n - 1}, ' * 9}
 def test_a_license_is_never_guessed(tmp_path: Path, other: bytes | None, told: str) -> None:
     text = card(sources=with_cards(tmp_path, b"---\nlicense: mit\n---\n", other))
     assert "license" not in front_matter(text)
-    assert (
-        f"No license is stated here, since the inputs do not all state the same one (m0: mit; m1: {told})."
-        in text
-    )
+    assert f"No license is stated here, since the inputs do not all state the same one (m0: mit; m1: {told})." in text
 
 
 def test_the_licenses_of_adapters_and_linked_cards_count(tmp_path: Path) -> None:

@@ -18,7 +18,13 @@ from weightsmith.checkpoint import write
 from weightsmith.checkpoint.write import Output, check_output, lay_out, sha256_file
 from weightsmith.errors import ArgumentError, ResourceError
 
-TENSORS = [("a", "F16", (3,), 6), ("b", "F32", (2, 2), 16), ("c", "I64", (), 8), ("d", "U8", (5,), 5), ("e", "F32", (0,), 0)]
+TENSORS = [
+    ("a", "F16", (3,), 6),
+    ("b", "F32", (2, 2), 16),
+    ("c", "I64", (), 8),
+    ("d", "U8", (5,), 5),
+    ("e", "F32", (0,), 0),
+]
 
 
 def fill(output: Output) -> None:
@@ -294,7 +300,18 @@ def model(tmp_path) -> Path:
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize(
     "place",
-    ["model", "model/", "model/new", "model/a/b", "./model", "model/../model", "link", "link/new", "model/model.safetensors", ""],
+    [
+        "model",
+        "model/",
+        "model/new",
+        "model/a/b",
+        "./model",
+        "model/../model",
+        "link",
+        "link/new",
+        "model/model.safetensors",
+        "",
+    ],
 )
 def test_an_input_is_never_an_output(tmp_path, model, place, force, monkeypatch):
     monkeypatch.chdir(tmp_path)

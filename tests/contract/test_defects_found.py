@@ -1,5 +1,6 @@
 """Defects found by these tests and not mended yet; each moves to the file it belongs to once it is."""
 
+import os
 import threading
 
 import numpy as np
@@ -105,6 +106,33 @@ def test_task_vector_that_overflows_is_an_error_not_a_warning(tmp_path, save_mod
         weightsmith.merge(
             "task_arithmetic", base=base, models=[model], out=tmp_path / "out", options=Options(force_base=True)
         )
+
+
+def test_a_factor_beyond_float32_is_an_error_not_a_warning():
+    with pytest.raises(NonFiniteError):
+        task_arithmetic(np.ones(3, np.float32), [np.ones(3, np.float32)], lambda_=1e300)
+
+
+@pytest.mark.parametrize("wrong", ["nan in the base", "another base"])
+def test_a_run_that_fails_closes_its_files(wrong, tmp_path, save_model):
+    base = torch.ones(20_000)
+    model = base * (50.0 if wrong == "another base" else 1.0)
+    if wrong == "nan in the base":
+        base[10_000] = float("nan")
+    folders = save_model(tmp_path / "base", {"w": base}), save_model(tmp_path / "model", {"w": model})
+    open_files = []
+    for i in range(3):
+        with pytest.raises(WeightsmithError):
+            weightsmith.merge("task_arithmetic", base=folders[0], models=[folders[1]], out=tmp_path / f"out{i}")
+        open_files.append(len(os.listdir("/proc/self/fd")))
+    assert open_files[0] == open_files[2]
+
+
+def test_float64_rounds_once_to_bfloat16_in_memory():
+    # 1 + 2**-8 lies halfway between two bfloat16 numbers; 2**-40 more decides, and float32 does not see it.
+    result = task_arithmetic(torch.tensor([1.0], dtype=torch.bfloat16), [torch.tensor([2.0**-8 + 2.0**-40]).double()])
+    assert result.dtype == torch.bfloat16
+    assert result.item() == 1 + 2.0**-7
 
 
 def test_rows_of_a_later_tile_keep_their_kth_entry(tmp_path, save_model, load_model):

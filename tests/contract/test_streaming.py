@@ -249,11 +249,7 @@ def test_equals_whole_tensors_in_memory(setting, folders, tensors, tmp_path, loa
 
 @pytest.mark.parametrize(
     "setting",
-    [
-        s
-        for s in SETTINGS
-        if s[1].get("merged") == "ties" or (s[0] == "ties" and s[1].get("scope") != "tensor")
-    ],
+    [s for s in SETTINGS if s[1].get("merged") == "ties" or (s[0] == "ties" and s[1].get("scope") != "tensor")],
     ids=label,
 )
 def test_equals_the_concatenated_model_in_memory(setting, folders, tensors, tmp_path, load_model, monkeypatch):

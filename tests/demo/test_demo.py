@@ -1,8 +1,8 @@
+import importlib
 import json
 
 import pytest
 
-import weightsmith.demo as package
 from weightsmith.demo import demo
 from weightsmith.demo.evaluate import TRIALS
 from weightsmith.demo.model import Shape
@@ -13,6 +13,7 @@ from weightsmith.errors import ArgumentError, WeightsmithError
 pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
+package = importlib.import_module("weightsmith.demo")  # `weightsmith.demo` itself is the function
 BRIEF = Settings(
     shape=Shape(width=16, layers=2, attention_heads=2, inner=24), base_images=16, base_epochs=1, expert_epochs=1
 )
@@ -46,7 +47,7 @@ def test_everything_is_written_and_measured(made):
     assert results["methods"][1]["normalized_accuracy"] == 1
     assert sum(results["agreement"]["total"].values()) == results["trained"]["weights"]
     assert any("consensus" in line for line in said)
-    assert not [p for p in out.parent.iterdir() if p != out]
+    assert list(out.parent.iterdir()) == [out]
 
 
 def test_bytes_are_those_of_the_files(made):
@@ -86,14 +87,25 @@ def test_a_strange_file_in_an_older_demo_stops_the_force(tmp_path):
         demo(tmp_path, force=True)
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_failure_leaves_nothing_behind_and_an_older_demo_in_place(tmp_path, monkeypatch):
     def fail(*_):
         raise WeightsmithError("no")
 
-    monkeypatch.setattr(package, "_agreement", fail)
-    with pytest.raises(WeightsmithError):
-        brief(tmp_path / "out", trials=())
-    assert list(tmp_path.iterdir()) == []
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "results.json").write_text('{"weightsmith_demo": 1}')
+    monkeypatch.setattr(package, "_train", fail)
+    for out in (tmp_path / "new", old):
+        with pytest.raises(WeightsmithError, match="no"):
+            brief(out, force=True)
+    assert list(tmp_path.iterdir()) == [old]
+    assert [p.name for p in old.iterdir()] == ["results.json"]
+
+
+def test_the_merged_models_pass_verify(made):
+    from weightsmith.cli import main
+
+    assert main(["verify", str(made[0] / "merged/ties")]) == 0
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, True, "0"])

@@ -20,9 +20,7 @@ def test_by_hand():
     tau = np.array([9.0, -3.0, 2.0, 0.1])
     assert breadcrumbs(np.zeros(4), [tau], density=0.5, drop_top=0.25, lambda_=1.0).tolist() == [0.0, -3.0, 2.0, 0.0]
     # Rows of 2: drop round(.5 * 2) = 1 of each, keep the other.
-    rows = breadcrumbs(
-        np.zeros((2, 2)), [tau.reshape(2, 2)], density=0.5, drop_top=0.5, lambda_=1.0, scope="row"
-    )
+    rows = breadcrumbs(np.zeros((2, 2)), [tau.reshape(2, 2)], density=0.5, drop_top=0.5, lambda_=1.0, scope="row")
     assert rows.tolist() == [[0.0, -3.0], [0.0, 0.1]]
 
 
@@ -33,9 +31,7 @@ def test_against_one_number_at_a_time(density, drop_top, levels, top):
     factors = (1.0, -0.5, 2.0)
     kept = [slow_band(t, density, drop_top, top) for t in taus.tolist()]
     expected = base + 0.5 * sum(c * np.array(k) for c, k in zip(factors, kept, strict=True))
-    found = breadcrumbs(
-        base, list(taus), density=density, drop_top=drop_top, coefficients=factors, lambda_=0.5
-    )
+    found = breadcrumbs(base, list(taus), density=density, drop_top=drop_top, coefficients=factors, lambda_=0.5)
     assert np.array_equal(found, expected)
 
 

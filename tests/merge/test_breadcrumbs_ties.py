@@ -23,9 +23,7 @@ def test_against_one_number_at_a_time(merge, scope, levels, elect):
     base, taus = levels(1)
     shape = (6, 10)
     zero = np.zeros(shape)
-    bands = [
-        breadcrumbs(zero, [t.reshape(shape)], density=0.5, drop_top=0.1, lambda_=1.0, scope=scope) for t in taus
-    ]
+    bands = [breadcrumbs(zero, [t.reshape(shape)], density=0.5, drop_top=0.1, lambda_=1.0, scope=scope) for t in taus]
     expected = base + 0.5 * np.array(elect([b.ravel().tolist() for b in bands], merge, 0))
     found = breadcrumbs_ties(
         base.reshape(shape),

@@ -1,5 +1,7 @@
 """Consensus merging."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -52,7 +54,7 @@ def test_more_than_all_tasks_is_the_base(levels):
 def test_support_shrinks_as_more_tasks_are_asked_for(levels):
     _, taus = levels(4, tasks=5)
     support = [consensus(np.zeros(60), list(taus), lambda_=1.0, min_tasks=k) != 0 for k in range(7)]
-    for larger, smaller in zip(support, support[1:], strict=False):
+    for larger, smaller in itertools.pairwise(support):
         assert np.all(larger | ~smaller)
     assert support[0].any()
     assert not support[6].any()

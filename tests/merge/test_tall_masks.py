@@ -1,5 +1,7 @@
 """TALL-masks."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -49,7 +51,7 @@ def test_one_task_is_rebuilt_exactly(levels):
 def test_masks_shrink_as_lambda_grows(levels):
     _, taus = levels(4)
     support = [tall_masks(np.zeros(60), list(taus), mask_lambda=v) != 0 for v in (0.0, 0.2, 0.4, 0.6, 1.0, 2.0, 8.0)]
-    for larger, smaller in zip(support, support[1:], strict=False):
+    for larger, smaller in itertools.pairwise(support):
         assert np.all(larger | ~smaller)
     assert support[0].sum() > support[-1].sum()
 

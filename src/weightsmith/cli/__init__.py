@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from weightsmith.errors import ResourceError, WeightsmithError, nearest
+from weightsmith.errors import ResourceError, WeightsmithError, nearest, shown
 
 VERBS = {
     "merge": "Merge models into one.",
@@ -61,7 +63,7 @@ class _Verbs(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Name the nearest verb where there is none of that name."""
         if args[0] not in VERBS and not args[0].startswith("-"):
-            raise click.UsageError(f"no verb '{args[0]}'; {nearest(args[0], VERBS)}", ctx)
+            raise click.UsageError(f"no verb '{shown(args[0])}'; {nearest(args[0], VERBS)}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -100,9 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted", "interrupted; nothing half-written is left", 130, arguments)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
+    except Exception as error:
+        traceback.print_exc()  # what a report of the fault needs
+        text = f"{type(error).__name__}: {error}. This is a fault of weightsmith: please report it with the lines above."
+        return _fail("fault", text, 5, arguments)
 
 
 def _fail(kind: str, text: str, code: int, arguments: Sequence[str]) -> int:
+    text = "".join(c if c.isprintable() or c == "\n" else shown(c) for c in text)
     if "--json" in arguments:
         click.echo(json.dumps({"error": kind, "message": text, "exit_code": code}, ensure_ascii=False))
     click.echo(f"weightsmith: {text}", err=True)
@@ -114,10 +121,8 @@ class _Terminated:
 
     def __enter__(self) -> None:
         self._old: Any = None
-        try:
+        with contextlib.suppress(ValueError):  # not the main thread: whoever embeds us handles signals
             self._old = signal.signal(signal.SIGTERM, self._stop)
-        except ValueError:
-            pass  # not the main thread: whoever embeds us handles signals
 
     def __exit__(self, *_: object) -> None:
         if self._old is not None:

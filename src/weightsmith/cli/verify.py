@@ -32,7 +32,8 @@ def command(out: str, as_json: bool, quiet: bool, **given: Any) -> int:
     if as_json:
         click.echo(json.dumps(result.summary(), indent=2, ensure_ascii=False))
     else:
-        verdict = "sound" if result.is_sound else f"{len(result.findings)} findings"
+        count = len(result.findings)
+        verdict = "sound" if result.is_sound else f"{count} finding" + ("s" if count > 1 else "")
         click.echo(
             f"{shown(out)}: {verdict}; {result.files} files by SHA-256, {result.tensors} tensors,"
             f" {result.nonfinite} NaN or infinite, {result.recomputed:,} weights computed anew"

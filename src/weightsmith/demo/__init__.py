@@ -7,7 +7,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def demo(
     """Train a base and one expert per task, merge them by every method, measure each result, and report.
 
     Args:
-        out: The new folder, ./weightsmith-demo by default; it appears complete or not at all. Holds
+        out: The new folder, ./weightsmith-demo by default; a failure leaves nothing of it. Holds
             checkpoints/base, checkpoints/<task>, merged/<method>, report.html and results.json.
         seed: Decides the split of the digits, the training and the random methods. The same seed gives the same
             results on the same machine, apart from the seconds.
@@ -73,15 +74,8 @@ def _demo(
         raise ArgumentError("demo: seed", expected="a whole number from 0", got=repr(seed))
     imported("torch")
     _check_target(out, force)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        results = _fill(partial, seed, progress or _silent, settings, tasks, trials)
-        _publish(partial, out, force)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return results
+    with _replacing(out):
+        return _fill(out, seed, progress or _silent, settings, tasks, trials)
 
 
 def _fill(
@@ -178,16 +172,25 @@ def _is_demo(out: Path) -> bool:
     return isinstance(found, dict) and found.get("weightsmith_demo") == 1
 
 
-def _publish(partial: Path, out: Path, force: bool) -> None:
-    """Put the complete folder in its place; look again at what is there, since training took a while."""
-    _check_target(out, force)
-    for name in WRITTEN if out.exists() else ():
-        old = out / name
-        if old.is_dir() and not old.is_symlink():
-            shutil.rmtree(old)
-        else:
-            old.unlink(missing_ok=True)
-    partial.rename(out)
+@contextmanager
+def _replacing(out: Path) -> Iterator[None]:
+    """Keep an older demo aside until the new one is complete; on failure put it back and leave nothing new.
+
+    The new one is written in its final place, because the records of its merges name their inputs.
+    """
+    aside = out.with_name(f".{out.name}.old-{os.getpid()}") if out.exists() else None
+    if aside:
+        out.rename(aside)
+    try:
+        out.mkdir(parents=True)
+        yield
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        if aside:
+            aside.rename(out)
+        raise
+    if aside:
+        shutil.rmtree(aside)
 
 
 def _silent(_: str) -> None:

@@ -53,9 +53,15 @@ def table(results: Mapping[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    found = Table(title="Accuracy on held-out test digits", title_justify="left", box=box.SIMPLE_HEAD)
+    found = Table(
+        title="Accuracy on held-out test digits",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+    )
     found.add_column("method", no_wrap=True)
-    found.add_column("a model serves", no_wrap=True)
+    found.add_column("serves", no_wrap=True)
     for heading in ("accuracy", "normalized", "bytes", "seconds"):
         found.add_column(heading, justify="right", no_wrap=True)
     for row in results["methods"]:

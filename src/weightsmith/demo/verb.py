@@ -24,8 +24,8 @@ def command(out: str | None, seed: int, force: bool, as_json: bool, quiet: bool)
     """Train a small transformer and eight experts on scikit-learn's handwritten digits, merge them by every method
     through this command line, and measure every result on held-out digits.
 
-    Writes checkpoints, merged models, report.html and results.json to OUT (./weightsmith-demo). Takes one to two minutes.
-    """  # noqa: D205
+    Writes checkpoints, merged models, report.html and results.json to OUT (./weightsmith-demo). Takes about a minute.
+    """
     results = demo(out, seed=seed, force=force, progress=None if quiet else lambda text: click.echo(text, err=True))
     if as_json:
         click.echo(json.dumps(results, indent=2, ensure_ascii=False))

@@ -1,0 +1,119 @@
+"""From a plan to output bytes: statistics first, then chunk by chunk, computed by all threads and digested in file order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from weightsmith.checkpoint.write import Output, Shard
+from weightsmith.plan import Plan
+from weightsmith.reductions import is_reduced_first, reduce
+from weightsmith.stream import Piece, Stream, Work, Worker
+from weightsmith.tensor.coding import stored_bytes
+
+
+def reduce_all(plan: Plan, stream: Stream, report: Callable[[int], None]) -> dict[str, tuple[Any, int]]:
+    """Return, by tensor name, the statistics and the tensor's position in their scope.
+
+    Tensors whose statistics are formed in memory, tile by tile, are not in it.
+    """
+    found: dict[str, tuple[Any, int]] = {}
+    by_model = []
+    for work in plan.merged:
+        if not is_reduced_first(plan.method, work, stream.tile):
+            continue
+        if plan.method.reduction_scope(work.parameters or {}) == "model":
+            by_model.append(work)
+        else:
+            found[work.name] = (reduce(stream, [work], report), 0)
+    if by_model:
+        statistics, position = reduce(stream, by_model, report), 0
+        for work in by_model:
+            found[work.name] = (statistics, position)
+            position += work.size
+    return found
+
+
+def produce(
+    plan: Plan,
+    stream: Stream,
+    shards: Sequence[Shard],
+    found: Mapping[str, tuple[Any, int]],
+    output: Output,
+    report: Callable[[int], None],
+) -> None:
+    """Compute every output byte; threads write chunks as they finish, this one digests them in file order."""
+    works = {w.name: w for w in plan.works}
+    limits = plan.job.limits
+    buffers = [np.empty(max(limits.chunk_bytes, 8 * stream.tile), np.uint8) for _ in range(limits.window + 1)]
+
+    def compute(worker: Worker, chunk: _Chunk) -> tuple[_Chunk, np.ndarray[Any, Any]]:
+        buffer = buffers.pop()
+        place = 0
+        for piece in chunk.pieces:
+            if piece.work.parameters is None:
+                stop = place + piece.stop - piece.start
+                worker.copy(piece, buffer[place:stop])
+                place = stop
+                continue
+            width = stored_bytes(piece.work.dtype)
+            statistics, position = found.get(piece.work.name, (None, 0))
+            for tile in stream.tiles(piece):
+                values = worker.compute(tile, statistics, position + tile.start)
+                stop = place + values.size * width
+                worker.store(tile.work, tile.start, values, buffer[place:stop])
+                place = stop
+        output.write(chunk.shard, chunk.offset, buffer[:place].data)
+        return chunk, buffer
+
+    for chunk, buffer in stream.in_order(_chunks(shards, works, limits.chunk_bytes, stream), compute):
+        output.digest(chunk.shard, buffer[: chunk.nbytes].data)
+        buffers.append(buffer)
+        report(chunk.input_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Pieces whose bytes lie side by side in one shard."""
+
+    shard: int
+    offset: int
+    nbytes: int
+    input_bytes: int
+    pieces: tuple[Piece, ...]
+
+
+def _chunks(shards: Sequence[Shard], works: Mapping[str, Work], chunk_bytes: int, stream: Stream) -> Iterator[_Chunk]:
+    for index, shard in enumerate(shards):
+        held: list[Piece] = []
+        start, nbytes, read = len(shard.header), 0, 0
+        for slot in shard.slots:
+            for piece, size in _pieces(works[slot.name], chunk_bytes, stream):
+                if held and nbytes + size > chunk_bytes:
+                    yield _Chunk(index, start, nbytes, read, tuple(held))
+                    held, start, nbytes, read = [], start + nbytes, 0, 0
+                held.append(piece)
+                nbytes += size
+                elements = piece.stop - piece.start
+                merged = piece.work.parameters is not None
+                read += elements * sum(stored_bytes(e.dtype) for e in piece.work.inputs) if merged else elements
+        if held:
+            yield _Chunk(index, start, nbytes, read, tuple(held))
+
+
+def _pieces(work: Work, chunk_bytes: int, stream: Stream) -> Iterator[tuple[Piece, int]]:
+    """Cut a work into pieces of at most a chunk, at tile boundaries; give each with its output bytes."""
+    if work.parameters is None:
+        for start in range(0, work.inputs[0].nbytes, chunk_bytes):
+            stop = min(start + chunk_bytes, work.inputs[0].nbytes)
+            yield Piece(work, start, stop), stop - start
+        return
+    width = stored_bytes(work.dtype)
+    step = stream.step(work)
+    step *= max(1, chunk_bytes // (step * width))
+    for start in range(0, work.size, step):
+        stop = min(start + step, work.size)
+        yield Piece(work, start, stop), (stop - start) * width

@@ -1,0 +1,92 @@
+"""What a merge leaves beside its weights: files carried over, the model card, and edit.json, the record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weightsmith.checkpoint.auxiliary import carry, model_card
+from weightsmith.checkpoint.entry import Checkpoint
+from weightsmith.checkpoint.write import Output, sha256_file
+from weightsmith.plan import Plan
+from weightsmith.recipe import write_recipe
+
+
+def finish(
+    plan: Plan, output: Output, before: Sequence[dict[str, Any]], *, code: bool, digest_inputs: bool
+) -> dict[str, Any]:
+    """Write everything beside the weights; return the record."""
+    output.write_index()
+    stored = {w.dtype for w in plan.merged}
+    first = plan.inputs[0]
+    files = carry(first, output.partial, dtype=stored.pop() if len(stored) == 1 else None, code=code)
+    recipe = write_recipe(plan.recipe)
+    base = [] if plan.recipe.base is None else [plan.recipe.base]
+    card = model_card(
+        title=output.out.name,
+        bases=[*base, *plan.recipe.models],
+        method=plan.method.name,
+        recipe_yaml=recipe,
+        sources=plan.inputs,
+        version=version("weightsmith"),
+        notes=plan.notes,
+        transformers="architectures" in first.config,
+    )
+    output.write_text("README.md", card)
+    weights = output.records()
+    beside = [
+        p for p in sorted(output.partial.rglob("*")) if p.is_file() and p.name not in {w["file"] for w in weights}
+    ]
+    record = {
+        "format": 1,
+        "weightsmith": version("weightsmith"),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__},
+        "recipe": recipe,
+        "method": plan.method.name,
+        "parameters": _plain_parameters(plan),
+        "inputs": [_describe(c, p, digest_inputs) for c, p in zip(plan.inputs, before, strict=True)],
+        "outputs": weights
+        + [
+            {"file": str(p.relative_to(output.partial)), "bytes": p.stat().st_size, "sha256": sha256_file(p)}
+            for p in beside
+        ],
+        "carried": files,
+        "tensors": {
+            "merged": len(plan.merged),
+            "copied": [{"name": w.name, "reason": w.reason} for w in plan.copied],
+            "dropped": [{"model": d.model, "name": d.name, "reason": d.reason} for d in plan.dropped],
+        },
+        "notes": list(plan.notes),
+    }
+    record["record_sha256"] = record_digest(record)
+    output.write_text("edit.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    return record
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """Return the SHA-256 that a record states of itself, formed without that entry."""
+    rest = {key: value for key, value in record.items() if key != "record_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _plain_parameters(plan: Plan) -> dict[str, Any]:
+    """Return the parameters in force; those that differ between tensors by their range of tensors."""
+    first = plan.merged[0].parameters or {}
+    varying = {n for w in plan.merged for n, v in (w.parameters or {}).items() if v != first[n]}
+    plain = {n: list(v) if isinstance(v, tuple) else v for n, v in first.items() if n not in varying}
+    return {**plain, **dict.fromkeys(sorted(varying), "by tensor, see the recipe")}
+
+
+def _describe(checkpoint: Checkpoint, prints: Mapping[str, Any], digest: bool) -> dict[str, Any]:
+    files = []
+    for path, found in prints.items():
+        described = {"file": Path(path).name, "bytes": found["size"], "header_sha256": found["header_sha256"]}
+        files.append({**described, "sha256": sha256_file(Path(path))} if digest else described)
+    return {"reference": checkpoint.reference, "revision": checkpoint.revision, "files": files}
