@@ -71,7 +71,7 @@ def test_many_inputs_get_tiles_that_stay_in_cache():
 
 
 def test_another_limit_is_named():
-    with pytest.raises(ResourceError, match="the container's limit is too small.*Raise the limit"):
+    with pytest.raises(ResourceError, match=r"the container's limit is too small.*Raise the limit"):
         choose_limits(Demand(2, 10, 4), 1_000_000, 1, "the container's limit")
 
 

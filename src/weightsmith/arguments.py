@@ -6,11 +6,14 @@ A method's signature carries them: `density: Proportion = 0.2`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
 from weightsmith.errors import ArgumentError, nearest, shown
+
+LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Real:
 
     def check(self, value: object, name: str, caller: str) -> float:
         """Return value as a float, or raise ArgumentError with the bound and the value."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
             raise ArgumentError(f"{caller}: {name}", expected=self.describe(), got=repr(value))
         under = value <= self.low if self.open_low else value < self.low
         over = value >= self.high if self.open_high else value > self.high
@@ -119,9 +122,9 @@ class Reals:
 
     def check(self, value: object, name: str, caller: str) -> tuple[float, ...]:
         """Return value as a tuple of floats, or raise ArgumentError."""
-        if isinstance(value, str | bytes | int | float) or value is None:
+        if isinstance(value, str | bytes) or not isinstance(value, Iterable):
             raise ArgumentError(f"{caller}: {name}", expected=self.describe(), got=repr(value))
-        return tuple(Real().check(v, f"{name}[{i}]", caller) for i, v in enumerate(value))  # type: ignore[arg-type, var-annotated]
+        return tuple(Real().check(v, f"{name}[{i}]", caller) for i, v in enumerate(value))
 
     def parse(self, text: str) -> tuple[float, ...]:
         """Return the numbers that a comma-separated text spells."""

@@ -32,6 +32,7 @@ import numpy as np
 from weightsmith.arguments import Parameter, check_all
 from weightsmith.errors import ArgumentError, MismatchError, NonFiniteError
 from weightsmith.tensor.arrays import Array, cast, is_torch, namespace
+from weightsmith.tensor.coding import to_odd
 from weightsmith.tensor.select import Kth, kth_magnitude
 
 DISTINCT_INPUTS = ("base", "task_vectors", "finetuned")
@@ -200,6 +201,9 @@ class Method:
                     expected=f"shape {tuple(first.shape)}",
                     got=f"{tuple(other.shape)}",
                 )
+        for i, x in enumerate([first, *others]):
+            if "float" not in str(x.dtype):
+                raise MismatchError(f"{caller}: tensor {i}", expected="floating-point numbers", got=str(x.dtype))
         work = _compute_dtype([first, *others])
         flat = [cast(x, work).reshape(-1) for x in ([first, *others] if base is not None else others)]
         for i, x in enumerate(flat):
@@ -218,7 +222,7 @@ class Method:
         if scope is not None:
             units = others.shape[1] // tile.row_length if scope == "row" else 1
             found = reduce_in_memory(self.statistics(parameters), base, others, tile, units)
-            tile = replace(tile, statistics=found)
+            tile = replace(tile, statistics=found, position=0)
         return self.apply(base, others, parameters, tile)
 
     def apply(self, base: Array, others: Array, parameters: Mapping[str, Any], tile: Tile) -> Array:
@@ -278,10 +282,18 @@ def _compute_dtype(tensors: Sequence[Array]) -> str:
 
 
 def _restore(result: Array, first: Array) -> Array:
-    cast_back = result.to(first.dtype) if is_torch(first) else result.astype(first.dtype)
-    if not bool(namespace(cast_back).isfinite(cast_back).all()):
+    """Round the result to the dtype of the first input, once, into memory of its own."""
+    if is_torch(first):
+        if str(first.dtype).endswith("bfloat16") and str(result.dtype).endswith("float64"):
+            narrow = to_odd(result.cpu().numpy())
+            result = namespace(first).from_numpy(narrow).to(first.device)
+        stored = result.to(first.dtype, copy=True)
+    else:
+        with np.errstate(over="ignore"):
+            stored = result.astype(first.dtype)
+    if not bool(namespace(stored).isfinite(stored).all()):
         raise NonFiniteError("the result does not fit its dtype", expected=str(first.dtype), got="infinity")
-    return cast_back
+    return stored
 
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +70,11 @@ def produce(
         output.write(chunk.shard, chunk.offset, buffer[:place].data)
         return chunk, buffer
 
-    for chunk, buffer in stream.in_order(_chunks(shards, works, limits.chunk_bytes, stream), compute):
-        output.digest(chunk.shard, buffer[: chunk.nbytes].data)
-        buffers.append(buffer)
-        report(chunk.input_bytes)
+    with closing(stream.in_order(_chunks(shards, works, limits.chunk_bytes, stream), compute)) as computed:
+        for chunk, buffer in computed:
+            output.digest(chunk.shard, buffer[: chunk.nbytes].data)
+            buffers.append(buffer)
+            report(chunk.input_bytes)
 
 
 @dataclass(frozen=True, slots=True)

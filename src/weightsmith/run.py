@@ -17,7 +17,7 @@ from weightsmith.plan import Options, Plan, find_method, free_bytes, make_plan
 from weightsmith.produce import produce, reduce_all
 from weightsmith.recipe import DTYPES, Recipe, parse_size, read_recipe
 from weightsmith.record import finish
-from weightsmith.stream import Stream, Work, Worker
+from weightsmith.stream import Stream, Work
 from weightsmith.tensor.coding import stored_bytes
 
 Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
@@ -246,15 +246,14 @@ def _check_tied(plan: Plan) -> None:
 def _check_base(plan: Plan, stream: Stream) -> None:
     """Refuse a base from which the models lie further away than it is long, by samples of the largest tensors."""
     works = sorted(plan.merged, key=lambda w: -w.size)[:SAMPLED_TENSORS]
-    worker = Worker(plan.job, len(plan.inputs), stream.tile)
-    lengths = np.zeros(1 + len(plan.inputs) - 1)
-    for work in works:
-        start = work.size // 2 // SAMPLED_ELEMENTS * SAMPLED_ELEMENTS
-        base, others = worker.load(work, start, min(start + SAMPLED_ELEMENTS, work.size))
-        offsets = others if "task_vectors" in plan.method.inputs else others - base
-        lengths[0] += float(np.square(base, dtype=np.float64).sum())
-        lengths[1:] += np.square(offsets, dtype=np.float64).sum(1)
-    worker.files.close()
+    lengths = np.zeros(len(plan.inputs))
+    with stream.worker() as worker:
+        for work in works:
+            start = work.size // 2 // SAMPLED_ELEMENTS * SAMPLED_ELEMENTS
+            base, others = worker.load(work, start, min(start + SAMPLED_ELEMENTS, work.size))
+            offsets = others if "task_vectors" in plan.method.inputs else others - base
+            lengths[0] += float(np.square(base, dtype=np.float64).sum())
+            lengths[1:] += np.square(offsets, dtype=np.float64).sum(1)
     for i, length in enumerate(lengths[1:], 1):
         if length >= lengths[0] > 0:
             raise MismatchError(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -126,7 +126,8 @@ class Worker:
         if method is None or not method.has_base:
             return None, values
         if "task_vectors" in method.inputs:
-            np.subtract(values[1:], values[0], out=values[1:])
+            with np.errstate(over="ignore", invalid="ignore"):  # refused where the result is stored
+                np.subtract(values[1:], values[0], out=values[1:])
         return values[0], values[1:]
 
     def read(self, entry: Entry, start: int, stop: int, out: Array) -> None:
@@ -228,7 +229,7 @@ class Stream:
             self._workers.append(self._local.worker)
         return self._local.worker  # type: ignore[no-any-return]
 
-    def in_order(self, items: Iterable[T], function: Callable[[Worker, T], U]) -> Iterator[U]:
+    def in_order(self, items: Iterable[T], function: Callable[[Worker, T], U]) -> Generator[U, None, None]:
         """Yield function(worker, item) for each item, in order, computed by all threads, a window ahead."""
         waiting: deque[Future[U]] = deque()
 
@@ -247,6 +248,7 @@ class Stream:
         finally:
             for future in waiting:
                 future.cancel()
+            wait(waiting)  # none may still write when the caller closes what it writes to
 
     def step(self, work: Work) -> int:
         """Return how many elements of a work are computed at a time: a tile, or whole rows where the scope is rows."""

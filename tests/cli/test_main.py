@@ -26,7 +26,7 @@ def test_help_shows_verbs_exit_codes_and_an_example(command):
         assert re.search(rf"^  {verb} +{text[:30]}", ran.out, re.M), f"{verb} is not in --help"
     for code in ("0", "1", "2", "3", "4", "5", "130"):
         assert re.search(rf"^ +{code} +\w", ran.out, re.M), f"exit code {code} is not in --help"
-    assert "Example:\n  weightsmith merge ties --base" in ran.out
+    assert re.search(r"Example:\n +weightsmith merge ties --base", ran.out)
     assert command("-h").out == ran.out
 
 

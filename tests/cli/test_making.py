@@ -20,7 +20,11 @@ def words(family):
 
 def test_plan_is_merge_with_dry_run(words, tmp_path, command, content):
     before = content(tmp_path)
-    for more in ([], ["--json"], ["--density", "0.5", "--copy", "*.norm.*", "--dtype", "bfloat16", "--shard-size", "1KB"]):
+    for more in (
+        [],
+        ["--json"],
+        ["--density", "0.5", "--copy", "*.norm.*", "--dtype", "bfloat16", "--shard-size", "1KB"],
+    ):
         out = ["--out", str(tmp_path / "out")]
         planned = command("plan", *words, *more, *out)
         dry = command("merge", *words, *more, *out, "--dry-run")
@@ -79,7 +83,9 @@ def test_coefficients_are_read(family, tmp_path, command, load_arrays):
     words = ["merge", "linear", "--model", family[1], "--model", family[2], "--coefficients", "3,1"]
     assert command(*words, "--out", tmp_path / "out").code == 0
     a, b, found = (load_arrays(f) for f in (family[1], family[2], tmp_path / "out"))
-    np.testing.assert_allclose(found["model.norm.weight"], 0.75 * a["model.norm.weight"] + 0.25 * b["model.norm.weight"], rtol=1e-6)
+    np.testing.assert_allclose(
+        found["model.norm.weight"], 0.75 * a["model.norm.weight"] + 0.25 * b["model.norm.weight"], rtol=1e-6
+    )
     for bad in ("3", "3,x", "3,1,1", "", "3;1", "nan,1"):
         ran = command(*words[:-1], bad, "--out", tmp_path / "bad")
         assert ran.code == 2, f"--coefficients {bad}: {ran}"
@@ -89,7 +95,14 @@ def test_coefficients_are_read(family, tmp_path, command, load_arrays):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--density", "0"), ("--density", "1.5"), ("--density", "x"), ("--density", "nan"), ("--scope", "row"), ("--lambda", "inf")],
+    [
+        ("--density", "0"),
+        ("--density", "1.5"),
+        ("--density", "x"),
+        ("--density", "nan"),
+        ("--scope", "row"),
+        ("--lambda", "inf"),
+    ],
 )
 def test_bad_values_of_options(words, tmp_path, command, option, value):
     ran = command("merge", *words, option, value, "--out", tmp_path / "out")
@@ -121,7 +134,11 @@ def test_a_recipe_with_faults_tells_all_by_line(tmp_path, command, monkeypatch):
         ran = command(verb, "recipe.yaml", "out")
         assert ran.code == 2
         assert "recipe recipe.yaml: 3 faults" in ran.err
-        for part in ("line 1: unknown method 'tise'; did you mean 'ties'", "line 2: model 2", "line 3: recipe: unknown key 'seeed'"):
+        for part in (
+            "line 1: unknown method 'tise'; did you mean 'ties'",
+            "line 2: model 2",
+            "line 3: recipe: unknown key 'seeed'",
+        ):
             assert part in ran.err, ran.err
 
 

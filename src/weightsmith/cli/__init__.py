@@ -104,7 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
         traceback.print_exc()  # what a report of the fault needs
-        text = f"{type(error).__name__}: {error}. This is a fault of weightsmith: please report it with the lines above."
+        text = (
+            f"{type(error).__name__}: {error}. This is a fault of weightsmith: please report it with the lines above."
+        )
         return _fail("fault", text, 5, arguments)
 
 

@@ -58,7 +58,8 @@ def like(values: Any, array: Array) -> Array:
         import torch
 
         return torch.as_tensor(values, dtype=array.dtype, device=array.device)
-    return np.asarray(values, dtype=array.dtype)
+    with np.errstate(over="ignore"):  # infinity is refused where it is stored
+        return np.asarray(values, dtype=array.dtype)
 
 
 def blocked_sum(values: Array) -> Array:

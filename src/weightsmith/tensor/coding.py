@@ -23,7 +23,8 @@ def decode(raw: Array, dtype: str, out: Array) -> bool:
     if dtype == "BF16":
         narrow = np.empty(out.shape, np.float32)
         finite = decode(raw, dtype, narrow)
-        out[:] = narrow
+        with np.errstate(invalid="ignore"):  # a signaling NaN, counted already
+            out[:] = narrow
         return finite
     with np.errstate(invalid="ignore"):  # a signaling NaN, counted below
         out[:] = raw.view(_NUMPY[dtype])
@@ -34,7 +35,7 @@ def encode(values: Array, dtype: str, out: Array) -> bool:
     """Round numbers (n,) to the nearest stored ones, ties to even, into bytes (n * width,); tell whether all are finite."""
     if dtype == "BF16":
         if values.dtype != np.float32:
-            values = _to_odd(values)
+            values = to_odd(values)
         return bool(compiled.encode_bfloat16(np.ascontiguousarray(values).view(np.uint32), out.view("<u2")))
     stored = out.view(_NUMPY[dtype])
     with np.errstate(over="ignore"):
@@ -46,7 +47,7 @@ def encode(values: Array, dtype: str, out: Array) -> bool:
     )
 
 
-def _to_odd(values: Array) -> Array:
+def to_odd(values: Array) -> Array:
     """Narrow float64 to float32, rounding to odd, so that a second rounding to bfloat16 is as good as one."""
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float32)

@@ -48,7 +48,8 @@ def plain_sum(vectors):
 def add_scaled(base, vector, factor):
     out = np.empty(base.size, base.dtype)
     for i in range(base.size):
-        out[i] = base[i] + vector[i] * factor
+        step = vector[i] * factor
+        out[i] = base[i] if step == 0 else base[i] + step
     return out
 
 
@@ -252,6 +253,8 @@ def encode_bfloat16(bits, out):
     for i in range(bits.size):
         u = bits[i]
         r = (u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        if (u & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
+            r = (u >> np.uint32(16)) | np.uint32(0x40)  # NaN stays NaN
         out[i] = np.uint16(r)
         bad |= np.uint32((r & np.uint32(0x7F80)) == np.uint32(0x7F80))
     return bad == 0

@@ -46,7 +46,7 @@ def merge_agreeing(vectors: Array, merge: str, undecided: int) -> Array:
     xp = namespace(vectors)
     total = elected_sum(vectors)
     elected = xp.where(total == 0, total * 0 + undecided, xp.sign(total))
-    result, count = total * 0, total * 0
+    result, count = xp.zeros_like(total), xp.zeros_like(total)
     for vector in vectors:
         agrees = vector * elected > 0
         if merge == "max":

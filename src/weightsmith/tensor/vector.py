@@ -35,11 +35,12 @@ def weighted_sum(vectors: Array, coefficients: Sequence[float] | None = None) ->
 
 
 def add_scaled(base: Array, vector: Array, factor: float) -> Array:
-    """Return base + factor * vector, (n,). A factor of 0 gives base itself, bit for bit."""
+    """Return base + factor * vector, (n,); base itself, bit for bit (-0 too), where the product is 0."""
     scale = like(factor, base)
     if is_compiled(base, vector):
         return compiled.add_scaled(base, vector, scale[()])
-    return base + vector * scale
+    step = vector * scale
+    return namespace(base).where(step == 0, base, base + step)
 
 
 def combine(first: Array, second: Array, left: float, right: float) -> Array:
