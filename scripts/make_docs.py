@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -42,13 +43,14 @@ def method_page(method: Method) -> str:
 def command_page() -> str:
     """Return the help of every verb, as the command line prints it."""
     parts = ["# Command line\n"]
-    with click.Context(group, info_name="weightsmith", max_content_width=110, terminal_width=110) as top:
+    settings: dict[str, Any] = {**group.context_settings, "terminal_width": 110}
+    with click.Context(group, info_name="weightsmith", **settings) as top:
         parts.append(f"```text\n{group.get_help(top)}\n```\n")
         for verb in VERBS:
             command = group.get_command(top, verb)
             if command is None:
                 raise SystemExit(f"no verb {verb}")
-            with click.Context(command, parent=top, info_name=verb, max_content_width=110, terminal_width=110) as below:
+            with click.Context(command, parent=top, info_name=verb) as below:
                 parts.append(f"## {verb}\n\n```text\n{command.get_help(below)}\n```\n")
     return "\n".join(parts)
 

@@ -1,4 +1,4 @@
-"""Defects found by these tests and not mended yet; each moves to the file it belongs to once it is."""
+"""Defects that tests once found: each stays mended."""
 
 import os
 import threading
