@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from weightsmith.tensor.coding import decode, encode, stored_bytes
+from weightsmith.tensor.coding import decode, decode_rows, encode, stored_bytes
 from weightsmith.tensor.lowrank import add_low_rank
 
 NUMPY = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
@@ -145,3 +145,27 @@ def test_slices_of_a_low_rank_update_have_the_bits_of_the_whole(working):
             assert part.tobytes() == whole[first : first + length].tobytes()
     exact = start.astype(np.float64) + 0.3 * (left.astype(np.float64) @ right.astype(np.float64)).ravel()
     np.testing.assert_allclose(whole, exact, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 1023, 1024, 1025, 5000])
+@pytest.mark.parametrize("subtract", [False, True])
+def test_rows_at_once_equal_row_by_row(size, subtract):
+    rng = np.random.default_rng(size)
+    bits = rng.integers(0, 0x7F80, (4, size)).astype(np.uint16) | (rng.integers(0, 2, (4, size)) << 15).astype(np.uint16)
+    expected = np.empty((4, size), np.float32)
+    for row, stored in zip(expected, bits, strict=True):
+        assert decode(stored.view(np.uint8), "BF16", row)
+    if subtract:
+        with np.errstate(over="ignore"):
+            expected[1:] -= expected[0]
+    out = np.full((4, size), np.nan, np.float32)
+    assert decode_rows(bits.reshape(-1).view(np.uint8), out, subtract)
+    assert out.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("pattern", [0x7F80, 0xFF80, 0x7FC0, 0xFFFF])
+@pytest.mark.parametrize("row", [0, 2])
+def test_rows_tell_of_one_nonfinite_entry(row, pattern):
+    bits = np.zeros((3, 2000), np.uint16)
+    bits[row, 1500] = pattern
+    assert not decode_rows(bits.reshape(-1).view(np.uint8), np.empty((3, 2000), np.float32), False)

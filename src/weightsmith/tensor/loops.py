@@ -247,6 +247,24 @@ def decode_bfloat16(raw, out):
 
 
 @_loop
+def decode_bfloat16_rows(raw, bits, values, subtract):
+    """Decode rows of bfloat16 (k, n) uint16 into values (k, n), whose bits are `bits`; subtract the first from the others."""
+    bad = np.uint32(0)
+    for start in range(0, raw.shape[1], PART):
+        first = values[0, start : start + PART]
+        for k in range(raw.shape[0]):
+            r, o, v = raw[k, start : start + PART], bits[k, start : start + PART], values[k, start : start + PART]
+            for i in range(r.size):
+                u = np.uint32(r[i]) << np.uint32(16)
+                o[i] = u
+                bad |= np.uint32((u & np.uint32(0x7F800000)) == np.uint32(0x7F800000))
+            if subtract and k > 0:
+                for i in range(r.size):
+                    v[i] -= first[i]
+    return bad == 0
+
+
+@_loop
 def encode_bfloat16(bits, out):
     """Round float32 bits (n,) uint32 to the nearest bfloat16, ties to even; tell whether all are finite."""
     bad = np.uint32(0)
