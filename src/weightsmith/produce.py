@@ -46,7 +46,7 @@ def produce(
     output: Output,
     report: Callable[[int], None],
 ) -> None:
-    """Compute every output byte; threads write chunks as they finish, this one digests them in file order."""
+    """Compute every output byte; threads fill chunks, this one writes and digests them in file order."""
     works = {w.name: w for w in plan.works}
     limits = plan.job.limits
     buffers = [np.empty(max(limits.chunk_bytes, 8 * stream.tile), np.uint8) for _ in range(limits.window + 1)]
@@ -67,12 +67,11 @@ def produce(
                 stop = place + values.size * width
                 worker.store(tile.work, tile.start, values, buffer[place:stop])
                 place = stop
-        output.write(chunk.shard, chunk.offset, buffer[:place].data)
         return chunk, buffer
 
     with closing(stream.in_order(_chunks(shards, works, limits.chunk_bytes, stream), compute)) as computed:
         for chunk, buffer in computed:
-            output.digest(chunk.shard, buffer[: chunk.nbytes].data)
+            output.append(chunk.shard, buffer[: chunk.nbytes].data)
             buffers.append(buffer)
             report(chunk.input_bytes)
 
@@ -82,7 +81,6 @@ class _Chunk:
     """Pieces whose bytes lie side by side in one shard."""
 
     shard: int
-    offset: int
     nbytes: int
     input_bytes: int
     pieces: tuple[Piece, ...]
@@ -91,19 +89,19 @@ class _Chunk:
 def _chunks(shards: Sequence[Shard], works: Mapping[str, Work], chunk_bytes: int, stream: Stream) -> Iterator[_Chunk]:
     for index, shard in enumerate(shards):
         held: list[Piece] = []
-        start, nbytes, read = len(shard.header), 0, 0
+        nbytes = read = 0
         for slot in shard.slots:
             for piece, size in _pieces(works[slot.name], chunk_bytes, stream):
                 if held and nbytes + size > chunk_bytes:
-                    yield _Chunk(index, start, nbytes, read, tuple(held))
-                    held, start, nbytes, read = [], start + nbytes, 0, 0
+                    yield _Chunk(index, nbytes, read, tuple(held))
+                    held, nbytes, read = [], 0, 0
                 held.append(piece)
                 nbytes += size
                 elements = piece.stop - piece.start
                 merged = piece.work.parameters is not None
                 read += elements * sum(stored_bytes(e.dtype) for e in piece.work.inputs) if merged else elements
         if held:
-            yield _Chunk(index, start, nbytes, read, tuple(held))
+            yield _Chunk(index, nbytes, read, tuple(held))
 
 
 def _pieces(work: Work, chunk_bytes: int, stream: Stream) -> Iterator[tuple[Piece, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -93,15 +94,15 @@ def _lay_out_one(name: str, group: Sequence[tuple[str, str, tuple[int, ...], int
 class Output:
     """A folder being written beside its final place. Use as a context manager; without `publish` nothing remains.
 
-    Threads may call `write` at once, for different ranges; `digest` is called in file order by one thread.
+    One thread appends to the shards, in order: several would wait for each other inside the file system.
     """
 
     def __init__(self, out: Path, shards: Sequence[Shard]) -> None:
         self.out = out
         self.shards = tuple(shards)
         self.partial = out.parent / f"{out.name}.partial-{secrets.token_hex(4)}"
-        self._handles: list[int] = []
         self._hashes = [hashlib.sha256(s.header) for s in shards]
+        self._current, self._handle, self._end = -1, -1, 0  # the shard being written, its descriptor, its size so far
         self._pending = 0
         self._flush = threading.Event()
         self._closing = False
@@ -109,13 +110,9 @@ class Output:
 
     def __enter__(self) -> Output:
         try:
-            out_parent = self.out.parent
-            out_parent.mkdir(parents=True, exist_ok=True)
+            self.out.parent.mkdir(parents=True, exist_ok=True)
             self.partial.mkdir()
-            for shard in self.shards:
-                handle = os.open(self.partial / shard.name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
-                self._handles.append(handle)
-                self._write_all(handle, memoryview(shard.header), 0)
+            self._open_next()
         except BaseException as error:
             self.__exit__()
             if isinstance(error, OSError):
@@ -126,25 +123,18 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self._stop_flusher()
-        for handle in self._handles:
-            os.close(handle)
-        self._handles = []
+        self._close()
         if self.partial.exists():
             shutil.rmtree(self.partial, ignore_errors=True)
 
-    def write(self, shard: int, offset: int, data: memoryview) -> None:
-        """Write data at an offset of a shard."""
+    def append(self, shard: int, data: memoryview) -> None:
+        """Append data to a shard and to its SHA-256. Shards are filled one after the other."""
         try:
-            self._write_all(self._handles[shard], data, offset)
+            while self._current < shard:
+                self._open_next()
+            self._write(data)
         except OSError as error:
-            raise _failed(self.partial / self.shards[shard].name, error) from error
-        self._pending += data.nbytes
-        if self._pending >= FLUSH_BYTES:
-            self._pending = 0
-            self._flush.set()
-
-    def digest(self, shard: int, data: memoryview) -> None:
-        """Add the next bytes of a shard, in file order, to its SHA-256."""
+            raise _failed(self.partial / self.shards[self._current].name, error) from error
         self._hashes[shard].update(data)
 
     def records(self) -> list[dict[str, Any]]:
@@ -173,12 +163,11 @@ class Output:
         """Sync everything, then rename the folder to its place; an older one is moved aside first and then removed."""
         self._stop_flusher()
         try:
-            while self._handles:
-                os.fsync(self._handles[-1])
-                os.close(self._handles.pop())
+            while self._current < len(self.shards) - 1:  # shards of tensors without elements
+                self._open_next()
+            self._close()
             for path in sorted(self.partial.rglob("*")):
-                if path.name not in {s.name for s in self.shards}:
-                    _sync(path)
+                _sync(path)
             _sync(self.partial)
             aside = self._switch()
         except OSError as error:
@@ -214,21 +203,36 @@ class Output:
             raise
         return aside if aside.exists() else None
 
-    @staticmethod
-    def _write_all(handle: int, data: memoryview, offset: int) -> None:
+    def _open_next(self) -> None:
+        """Close the current shard and begin the next with its header."""
+        self._close()
+        self._current += 1
+        shard = self.shards[self._current]
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        self._handle, self._end = os.open(self.partial / shard.name, flags, 0o644), 0
+        self._write(memoryview(shard.header))
+
+    def _write(self, data: memoryview) -> None:
         done = 0
         while done < data.nbytes:
-            done += os.pwrite(handle, data[done:], offset + done)
+            done += os.pwrite(self._handle, data[done:], self._end + done)
+        self._end += done
+        self._pending += done
+        if self._pending >= FLUSH_BYTES:
+            self._pending = 0
+            self._flush.set()
+
+    def _close(self) -> None:
+        if self._handle >= 0:
+            handle, self._handle = self._handle, -1
+            os.close(handle)
 
     def _flush_often(self) -> None:
         """Send what is written to the disk while the rest is computed, so that the last sync is short."""
         while self._flush.wait() and not self._closing:
             self._flush.clear()
-            for handle in self._handles:
-                try:
-                    getattr(os, "fdatasync", os.fsync)(handle)
-                except OSError:
-                    return  # the final fsync reports it
+            with contextlib.suppress(OSError):  # the last sync reports it
+                _sync(self.partial / self.shards[self._current].name)
 
     def _stop_flusher(self) -> None:
         self._closing = True
