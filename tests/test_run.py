@@ -455,12 +455,12 @@ RUN = "import sys; from weightsmith.cli import main; sys.exit(main(sys.argv[1:])
 SLOW = """
 import sys, time, os, signal
 from weightsmith.checkpoint.write import Output
-write = Output.write
+append = Output.append
 def slow(self, *arguments):
-    write(self, *arguments)
+    append(self, *arguments)
     print("writing", flush=True)
     time.sleep(30) if "FREEZE" in os.environ else time.sleep(0.5)
-Output.write = slow
+Output.append = slow
 from weightsmith.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -571,20 +571,13 @@ def test_many_shards_within_the_limit_of_open_files(tmp_path, save_arrays, load_
     one = Options(threads=1)  # each thread may hold up to 64 inputs open
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 64
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 350, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 100, hard))
     try:
         merge("linear", models=folders, out=tmp_path / "out", shard_size=16, options=one)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 100, hard))
-        merge("linear", models=folders, out=tmp_path / "joined", options=one)
-        with pytest.raises(ResourceError) as caught:
-            merge("linear", models=folders, out=tmp_path / "many", shard_size=16, options=one)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert "--shard-size" in str(caught.value)
-    assert "ulimit -n" in str(caught.value)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "joined", "out"]
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 300
-    assert load_arrays(tmp_path / "out").keys() == load_arrays(tmp_path / "joined").keys() == arrays.keys()
+    assert load_arrays(tmp_path / "out").keys() == arrays.keys()
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from weightsmith.checkpoint.write import Output, Shard
 from weightsmith.plan import Plan
-from weightsmith.reductions import is_reduced_first, reduce
+from weightsmith.reductions import is_reduced_first, reduce, reduce_each
 from weightsmith.stream import Piece, Stream, Work, Worker
 from weightsmith.tensor.coding import stored_bytes
 
@@ -21,21 +22,14 @@ def reduce_all(plan: Plan, stream: Stream, report: Callable[[int], None]) -> dic
 
     Tensors whose statistics are formed in memory, tile by tile, are not in it.
     """
-    found: dict[str, tuple[Any, int]] = {}
-    by_model = []
-    for work in plan.merged:
-        if not is_reduced_first(plan.method, work, stream.tile):
-            continue
-        if plan.method.reduction_scope(work.parameters or {}) == "model":
-            by_model.append(work)
-        else:
-            found[work.name] = (reduce(stream, [work], report), 0)
-    if by_model:
-        statistics, position = reduce(stream, by_model, report), 0
-        for work in by_model:
-            found[work.name] = (statistics, position)
-            position += work.size
-    return found
+    works = [w for w in plan.merged if is_reduced_first(plan.method, w, stream.tile)]
+    if not works:
+        return {}
+    if plan.method.reduction_scope(works[0].parameters or {}) == "tensor":
+        return {name: (statistics, 0) for name, statistics in reduce_each(stream, works, report).items()}
+    statistics = reduce(stream, works, report)
+    ends = accumulate(w.size for w in works)
+    return {w.name: (statistics, end - w.size) for w, end in zip(works, ends, strict=True)}
 
 
 def produce(

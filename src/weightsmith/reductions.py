@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,13 @@ from weightsmith.tensor.select import Kth
 
 @dataclass(frozen=True)
 class _Scope:
-    """What one reduction runs over: works in order, cut in batches, and where each begins in the whole."""
+    """What one reduction runs over: works in order, cut in batches, and where each begins in the whole.
+
+    `in_order` runs a function of (worker, item) over items: by all threads, or by the one that is in a thread already.
+    """
 
     stream: Stream
+    in_order: Callable[[Iterable[Any], Callable[[Worker, Any], Any]], Iterable[Any]]
     batches: tuple[list[Piece], ...]
     offsets: dict[str, int]
     size: int
@@ -34,16 +39,36 @@ def is_reduced_first(method: Method, work: Work, tile: int) -> bool:
     return scope == "model" or (scope == "tensor" and work.size > tile)
 
 
-def reduce(stream: Stream, works: Sequence[Work], report: Callable[[int], None]) -> Any:
+def reduce_each(stream: Stream, works: Sequence[Work], report: Callable[[int], None]) -> dict[str, Any]:
+    """Answer the method's reductions over each work as a scope of its own; return tensor name to statistics.
+
+    Large tensors are read by all threads together, the others by one thread each, largest first.
+    """
+    share = sum(w.size for w in works) // (2 * stream.job.limits.threads)
+    found = {w.name: reduce(stream, [w], report) for w in works if w.size > share}
+
+    def alone(worker: Worker, work: Work) -> tuple[Any, int]:
+        done: list[int] = []
+        return reduce(stream, [work], done.append, worker), sum(done)
+
+    rest = sorted((w for w in works if w.size <= share), key=lambda w: -w.size)
+    for work, (statistics, done) in zip(rest, stream.in_order(rest, alone), strict=True):
+        found[work.name] = statistics
+        report(done)
+    return found
+
+
+def reduce(stream: Stream, works: Sequence[Work], report: Callable[[int], None], worker: Worker | None = None) -> Any:
     """Answer the method's reductions over works as one scope; return what its `prepare` returns.
 
-    `report` is called with the input bytes of each batch that was read.
+    `report` is called with the input bytes of each batch that was read. With a worker, its thread does it all.
     """
     offsets, size = {}, 0
     for work in works:
         offsets[work.name] = size
         size += work.size
-    scope = _Scope(stream, tuple(stream.batches(works)), offsets, size, report)
+    in_order = stream.in_order if worker is None else lambda items, function: (function(worker, x) for x in items)
+    scope = _Scope(stream, in_order, tuple(stream.batches(works)), offsets, size, report)
 
     def answer(asked: Reduction) -> Any:
         return _sums(scope, asked) if isinstance(asked, Sums) else _kth_magnitude(scope, asked)
@@ -64,7 +89,7 @@ def _sums(scope: _Scope, asked: Sums) -> Array:
         return np.concatenate(parts)
 
     found = []
-    for batch, partial in zip(scope.batches, scope.stream.in_order(scope.batches, run), strict=True):
+    for batch, partial in zip(scope.batches, scope.in_order(scope.batches, run), strict=True):
         found.append(partial)
         scope.report(input_bytes(batch))
     return exact_sums(found)
@@ -86,7 +111,7 @@ def _kth_magnitude(scope: _Scope, asked: KthMagnitude) -> list[Kth]:
     for shift in shifts:
         first, last = shift == shifts[0], shift == shifts[-1]
         shared = prefixes[:, :1] if first else prefixes  # at first all ranks share their counts
-        counts = _count(scope, shared, bits(shift), job.limits.regions if last else 1)
+        counts = _count(scope, shared, bits(shift), min(job.limits.regions, len(scope.batches)) if last else 1)
         counts = np.broadcast_to(counts, (len(counts), vectors, len(ranks), RADIX))
         from_top = counts.sum(0)[..., ::-1].cumsum(-1)
         place = (from_top >= left[..., None]).argmax(-1)[..., None]
@@ -117,12 +142,9 @@ def _count(scope: _Scope, prefixes: Array, shift: Any, regions: int) -> Array:
             compiled.count_digits(others.view(bits), mask, shift, prefixes, held[worker][index // span])
         return input_bytes(batch)
 
-    for done in scope.stream.in_order(enumerate(scope.batches), run):
+    for done in scope.in_order(enumerate(scope.batches), run):
         scope.report(done)
-    total = np.zeros((regions, *prefixes.shape, RADIX), np.int64)
-    for counts in held.values():
-        total += counts[..., :RADIX]
-    return total
+    return np.sum([counts[..., :RADIX] for counts in held.values()], 0, dtype=np.int64)
 
 
 def _span(scope: _Scope, regions: int) -> int:
@@ -143,29 +165,30 @@ def _cuts(scope: _Scope, values: Array, left: Array, equal: Array) -> Array:
         inside = np.argwhere(is_open & (region_of == region))
         wanted = left - equal[:region].sum(0)
 
-        def run(worker: Worker, batch: list[Piece], inside: Array = inside) -> Array:
-            counts = np.zeros(values.shape, np.int64)
-            for _, _, others in scope.stream.each_tile(worker, batch):
+        def run(worker: Worker, batch: list[Piece], inside: Array = inside) -> list[tuple[Piece, Array]]:
+            found = []
+            for tile, _, others in scope.stream.each_tile(worker, batch):
+                counts = np.zeros(values.shape, np.int64)
                 for t, r in inside:
-                    counts[t, r] += np.count_nonzero(np.abs(others[t]) == values[t, r])
-            return counts
+                    counts[t, r] = np.count_nonzero(np.abs(others[t]) == values[t, r])
+                found.append((tile, counts))
+            return found
 
         seen = np.zeros(values.shape, np.int64)
-        part = scope.batches[region * span : (region + 1) * span]
-        for batch, counts in zip(part, scope.stream.in_order(part, run), strict=True):
+        tiles = chain.from_iterable(scope.in_order(scope.batches[region * span : (region + 1) * span], run))
+        for tile, counts in tiles:
             for t, r in inside:
                 if seen[t, r] < wanted[t, r] <= seen[t, r] + counts[t, r]:
-                    cuts[t, r] = _find(scope, batch, t, values[t, r], wanted[t, r] - seen[t, r])
+                    cuts[t, r] = _find(scope, tile, t, values[t, r], wanted[t, r] - seen[t, r])
             seen += counts
     return cuts
 
 
-def _find(scope: _Scope, batch: list[Piece], vector: int, value: float, nth: int) -> int:
-    """Return the scope index after the nth entry of a vector whose magnitude is value, within a batch."""
+def _find(scope: _Scope, tile: Piece, vector: int, value: float, nth: int) -> int:
+    """Return the scope index after the nth entry of a vector whose magnitude is value, within a tile."""
     with scope.stream.worker() as worker:
-        for part, _, others in scope.stream.each_tile(worker, batch):
-            found = np.flatnonzero(np.abs(others[vector]) == value)
-            if len(found) >= nth:
-                return int(scope.offsets[part.work.name] + part.start + found[nth - 1] + 1)
-            nth -= len(found)
-    raise CheckpointError("an input changed while it was read", do="Run again when nothing writes to it")
+        _, others = worker.load(tile.work, tile.start, tile.stop)
+        found = np.flatnonzero(np.abs(others[vector]) == value)
+    if len(found) < nth:
+        raise CheckpointError("an input changed while it was read", do="Run again when nothing writes to it")
+    return int(scope.offsets[tile.work.name] + tile.start + found[nth - 1] + 1)

@@ -277,8 +277,8 @@ def test_a_limit_of_file_size_is_an_error_not_a_death(tmp_path):
 def test_what_is_written_is_synced_along_the_way(tmp_path, monkeypatch):
     synced = threading.Event()
     monkeypatch.setattr(write, "FLUSH_BYTES", 8)
-    real = os.fdatasync
-    monkeypatch.setattr(os, "fdatasync", lambda handle: (real(handle), synced.set()))
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (real(handle), synced.set()))
     with Output(tmp_path / "out", lay_out(TENSORS, 100, {})) as output:
         fill(output)
         assert synced.wait(5), "nothing was sent to the disk before the end"

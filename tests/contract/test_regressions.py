@@ -130,7 +130,9 @@ def test_a_run_that_fails_closes_its_files(wrong, tmp_path, save_model):
 
 def test_float64_rounds_once_to_bfloat16_in_memory():
     # 1 + 2**-8 lies halfway between two bfloat16 numbers; 2**-40 more decides, and float32 does not see it.
-    result = task_arithmetic(torch.tensor([1.0], dtype=torch.bfloat16), [torch.tensor([2.0**-8 + 2.0**-40], dtype=torch.float64)])
+    result = task_arithmetic(
+        torch.tensor([1.0], dtype=torch.bfloat16), [torch.tensor([2.0**-8 + 2.0**-40], dtype=torch.float64)]
+    )
     assert result.dtype == torch.bfloat16
     assert result.item() == 1 + 2.0**-7
 

@@ -151,7 +151,9 @@ def test_slices_of_a_low_rank_update_have_the_bits_of_the_whole(working):
 @pytest.mark.parametrize("subtract", [False, True])
 def test_rows_at_once_equal_row_by_row(size, subtract):
     rng = np.random.default_rng(size)
-    bits = rng.integers(0, 0x7F80, (4, size)).astype(np.uint16) | (rng.integers(0, 2, (4, size)) << 15).astype(np.uint16)
+    bits = rng.integers(0, 0x7F80, (4, size)).astype(np.uint16) | (rng.integers(0, 2, (4, size)) << 15).astype(
+        np.uint16
+    )
     expected = np.empty((4, size), np.float32)
     for row, stored in zip(expected, bits, strict=True):
         assert decode(stored.view(np.uint8), "BF16", row)
