@@ -13,7 +13,7 @@ from weightsmith.cli import main
 from weightsmith.inspection import inspect
 from weightsmith.tensor.arrays import BLOCK
 
-COMPARING = importlib.import_module("weightsmith.compare")  # where both verbs take their limits from
+COMPARING = importlib.import_module("weightsmith.distance")  # where both verbs take their limits from
 
 
 def small_model(layers=3, seed=0, dtype=torch.float32):

@@ -18,7 +18,7 @@ ROWS = (
     ("method", "budget", "device"),
     ("merge",),
     ("recipe", "stream", "reductions", "matching", "plan", "produce", "record", "run"),
-    ("verify", "compare", "inspection", "agreement"),
+    ("verify", "distance", "compare", "inspection", "agreement"),
     ("cli",),
     ("demo",),
 )

@@ -13,7 +13,7 @@ import numpy as np
 from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, Checkpoint, Entry
 from weightsmith.checkpoint.names import kind_of, layer_of
 from weightsmith.checkpoint.read import check_unchanged, fingerprint, open_checkpoint
-from weightsmith.compare import (
+from weightsmith.distance import (
     Distance,
     Measured,
     add_distances,
