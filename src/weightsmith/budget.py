@@ -108,7 +108,7 @@ def choose_limits(demand: Demand, memory_bytes: int, threads: int, limit: str = 
 def _peak(demand: Demand, tile: int, chunk: int, regions: int, threads: int) -> int:
     working = tile * (max(8, 2 * demand.inputs) + (2 * demand.inputs + 6) * demand.itemsize)
     counted = demand.ranks * demand.inputs * RADIX
-    digits = counted * (4 * regions * (threads + 1) + 8 * (regions + 4))
+    digits = counted * threads * (4 * regions + 8 * (regions + 4))  # each thread may search a tensor of its own
     fixed = (CUDA_BYTES if demand.on_device else 0) + HOST_BYTES + demand.entries * ENTRY_BYTES
     return fixed + threads * (working + 2 * demand.factor_bytes) + (2 * threads + 2) * chunk + digits
 

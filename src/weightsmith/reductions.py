@@ -144,7 +144,10 @@ def _count(scope: _Scope, prefixes: Array, shift: Any, regions: int) -> Array:
 
     for done in scope.in_order(enumerate(scope.batches), run):
         scope.report(done)
-    return np.sum([counts[..., :RADIX] for counts in held.values()], 0, dtype=np.int64)
+    total = np.zeros((regions, *prefixes.shape, RADIX), np.int64)
+    for counts in held.values():
+        total += counts[..., :RADIX]
+    return total
 
 
 def _span(scope: _Scope, regions: int) -> int:
