@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from weightsmith import merge
-from weightsmith.cli.making import size_text
+from weightsmith.cli.tables import counted, size
 
 
 @pytest.fixture
@@ -48,8 +48,8 @@ def test_plan_text_says_what_is_not_merged(words, family, command, save_arrays, 
     ran = command("plan", *words, "--copy", "*.norm.*", "--drop", "ext*")
     assert "ties: Add task vectors" in ran.out
     assert "density 0.2" in ran.out
-    assert "  copied: 1 tensors\n    model.norm.weight: copy *.norm.*\n" in ran.out
-    assert "  dropped: 1 tensors\n    extra of input 1: drop ext*\n" in ran.out
+    assert "  copied: 1 tensor\n    model.norm.weight: copy *.norm.*\n" in ran.out
+    assert "  dropped: 1 tensor\n    extra of input 1: drop ext*\n" in ran.out
     assert "in 4 passes" in ran.out
     assert "peak memory" in ran.out
     assert all(f"input {i}: {f}" in ran.out for i, f in enumerate(family))
@@ -208,7 +208,11 @@ def test_control_characters_never_reach_the_terminal(tmp_path, save_raw, command
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.00 kB"), (2_199_000_000, "2.20 GB"), (5 * 10**12, "5.00 TB")],
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_199_000_000, "2.2 GB"), (5 * 10**12, "5.0 TB")],
 )
-def test_size_text(count, text):
-    assert size_text(count) == text
+def test_sizes_for_people(count, text):
+    assert size(count) == text
+
+
+def test_words_follow_their_number():
+    assert [counted(n, "pass") for n in (0, 1, 2)] == ["0 passes", "1 pass", "2 passes"]

@@ -19,6 +19,7 @@ from weightsmith.cli.options import (
     parse_parameters,
 )
 from weightsmith.cli.progress import shown_progress
+from weightsmith.cli.tables import counted, size
 from weightsmith.errors import ArgumentError, nearest, shown
 from weightsmith.merge import METHODS
 from weightsmith.method import Method
@@ -151,8 +152,8 @@ def _result(result: Result) -> dict[str, Any]:
 def _result_text(plan: Plan, result: Result) -> str:
     speed = (result.bytes_read + result.bytes_written) / max(result.seconds, 1e-9) / 1e9
     return (
-        f"{shown(result.out)}: {len(plan.merged)} tensors merged by {plan.method.name}, {len(plan.copied)} copied,"
-        f" {len(plan.dropped)} dropped; {size_text(result.bytes_written)} in {result.seconds:.1f} s ({speed:.1f} GB/s)"
+        f"{shown(result.out)}: {counted(len(plan.merged), 'tensor')} merged by {plan.method.name}, {len(plan.copied)} copied,"
+        f" {len(plan.dropped)} dropped; {size(result.bytes_written)} in {result.seconds:.1f} s ({speed:.1f} GB/s)"
     )
 
 
@@ -163,24 +164,16 @@ def _plan_text(plan: Plan) -> str:
     lines = [
         f"{plan.method.name}: {plan.method.summary}",
         "  " + ", ".join(f"{option_name(n)[2:]} {v}" for n, v in shared.items()) if shared else "",
-        *(f"  input {i}: {shown(c.reference)}, {len(c.tensors)} tensors" for i, c in enumerate(plan.inputs)),
-        f"  merged: {len(plan.merged)} tensors, {summary['merged_elements']:,} weights",
-        f"  copied: {len(plan.copied)} tensors",
+        *(f"  input {i}: {shown(c.reference)}, {counted(len(c.tensors), 'tensor')}" for i, c in enumerate(plan.inputs)),
+        f"  merged: {counted(len(plan.merged), 'tensor')}, {counted(summary['merged_elements'], 'weight')}",
+        f"  copied: {counted(len(plan.copied), 'tensor')}",
         *(f"    {shown(w.name)}: {w.reason}" for w in plan.copied[:20]),
         *([f"    ... and {len(plan.copied) - 20} more (--json lists all)"] if len(plan.copied) > 20 else []),
-        f"  dropped: {len(plan.dropped)} tensors",
+        f"  dropped: {counted(len(plan.dropped), 'tensor')}",
         *(f"    {shown(d.name)} of input {d.model}: {d.reason}" for d in plan.dropped[:20]),
         *([f"    ... and {len(plan.dropped) - 20} more (--json lists all)"] if len(plan.dropped) > 20 else []),
-        f"  reads {size_text(plan.bytes_read)} in {plan.passes} passes, writes {size_text(plan.bytes_written)}",
-        f"  peak memory {size_text(plan.job.limits.peak_bytes)}, {plan.job.limits.threads} threads",
+        f"  reads {size(plan.bytes_read)} in {counted(plan.passes, 'pass')}, writes {size(plan.bytes_written)}",
+        f"  peak memory {size(plan.job.limits.peak_bytes)}, {counted(plan.job.limits.threads, 'thread')}",
         *(f"  note: {shown(note)}" for note in plan.notes),
     ]
     return "\n".join(line for line in lines if line)
-
-
-def size_text(count: int) -> str:
-    """Return bytes for people: 2.20 GB."""
-    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count} bytes"

@@ -51,3 +51,13 @@ def size(nbytes: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{nbytes} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def counted(count: int, word: str) -> str:
+    """Return a number with its word, in the plural where it is not one.
+
+    >>> counted(1, "tensor"), counted(1200, "pass")
+    ('1 tensor', '1,200 passes')
+    """
+    plural = word + ("es" if word.endswith("s") else "s")
+    return f"{count:,} {word if count == 1 else plural}"
