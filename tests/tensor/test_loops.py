@@ -1,11 +1,9 @@
 """Every compiled loop gives the bits of its eager form, in numpy and in torch."""
 
-import numba
 import numpy as np
 import pytest
 import torch
 
-from weightsmith.tensor import loops
 from weightsmith.tensor.arrays import BLOCK, Plain, blocked_sum, is_compiled
 from weightsmith.tensor.select import Kth, count_tasks, drop_random, kth_magnitude, trim
 from weightsmith.tensor.sign import MERGES, elected_sum, majority, merge_agreeing
@@ -149,15 +147,3 @@ def test_count_tasks(size, dtype, mask_lambda):
     vectors = draw(size, dtype)
     found = agree(lambda v, m: count_tasks(v, m, mask_lambda), vectors, weighted_sum(vectors))
     assert found.dtype == np.int32
-
-
-def test_without_a_folder_for_compiled_code(monkeypatch):
-    njit = numba.njit
-
-    def refuse(**options):
-        if options.get("cache"):
-            raise RuntimeError("cannot cache function: no locator available")
-        return njit(**options)
-
-    monkeypatch.setattr(numba, "njit", refuse)
-    assert loops._loop(lambda x: x + 1)(1) == 2
