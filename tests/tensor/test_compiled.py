@@ -9,10 +9,10 @@ from weightsmith.tensor import loops
 def test_without_a_folder_for_compiled_code(monkeypatch):
     njit = numba.njit
 
-    def refuse(**options):
+    def refuse(*functions, **options):
         if options.get("cache"):
             raise RuntimeError("cannot cache function: no locator available")
-        return njit(**options)
+        return njit(*functions, **options)
 
     monkeypatch.setattr(numba, "njit", refuse)
     assert loops._loop(lambda x: x + 1)(1) == 2
