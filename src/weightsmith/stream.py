@@ -120,26 +120,37 @@ class Worker:
         """
         count, size = len(work.inputs), stop - start
         values = self._values[: count * size].reshape(count, size)
-        method = self.job.method
-        subtract = method is not None and "task_vectors" in method.inputs
-        if not self._load_rows(work, start, values, subtract):
+        raw = self._read_rows(work, start, stop)
+        if raw is None or not decode_rows(raw, values, self._subtracts):
             for row, entry in zip(values, work.inputs, strict=True):
                 self.read(entry, start, stop, row)
-            if subtract:
+            if self._subtracts:
                 with np.errstate(over="ignore", invalid="ignore"):  # refused where the result is stored
                     np.subtract(values[1:], values[0], out=values[1:])
-        return (values[0], values[1:]) if method is not None and method.has_base else (None, values)
+        has_base = self.job.method is not None and self.job.method.has_base
+        return (values[0], values[1:]) if has_base else (None, values)
 
-    def _load_rows(self, work: Work, start: int, values: Array, subtract: bool) -> bool:
-        """Load all inputs at once where all are plain BF16 and finite, the common case; tell whether that was done."""
-        if values.dtype != np.float32 or any(e.dtype != "BF16" or e.low_rank is not None for e in work.inputs):
-            return False
-        raw = self._raw[: 2 * values.size]
-        nbytes = 2 * values.shape[1]
-        for k, entry in enumerate(work.inputs):
-            place = raw[k * nbytes : (k + 1) * nbytes]
-            self.files.pread_into(entry.file, entry.offset + 2 * start, place.data)
-        return decode_rows(raw, values, subtract)
+    def count(self, piece: Piece, shift: Any, prefixes: Array, counts: Array) -> None:
+        """Count digits of the task vectors' magnitudes over a tile, see `digits.count_digits`."""
+        bits = prefixes.dtype.type
+        mask = bits(np.iinfo(bits).max >> 1)
+        raw = self._read_rows(piece.work, piece.start, piece.stop) if self._subtracts else None
+        if raw is None or not compiled.count_digits_bfloat16(raw, mask, shift, prefixes, counts):
+            _, others = self.load(piece.work, piece.start, piece.stop)
+            compiled.count_digits(others.view(bits), mask, shift, prefixes, counts)
+
+    @property
+    def _subtracts(self) -> bool:
+        return self.job.method is not None and "task_vectors" in self.job.method.inputs
+
+    def _read_rows(self, work: Work, start: int, stop: int) -> Array | None:
+        """Read all inputs' stored numbers, (k, stop - start) uint16, where all are plain BF16; None otherwise."""
+        if self._values.dtype != np.float32 or any(e.dtype != "BF16" or e.low_rank is not None for e in work.inputs):
+            return None
+        raw = self._raw[: 2 * len(work.inputs) * (stop - start)].view("<u2").reshape(len(work.inputs), -1)
+        for row, entry in zip(raw, work.inputs, strict=True):
+            self.files.pread_into(entry.file, entry.offset + 2 * start, row.data.cast("B"))
+        return raw
 
     def read(self, entry: Entry, start: int, stop: int, out: Array) -> None:
         """Read elements start .. stop of one stored tensor as numbers into out, (stop - start,)."""
@@ -309,12 +320,16 @@ class Stream:
         if batch:
             yield batch
 
-    def each_tile(self, worker: Worker, batch: Sequence[Piece]) -> Iterator[tuple[Piece, Array, Array]]:
-        """Load a batch tile by tile: (piece of a tile, base or None, others), valid until the next."""
+    def tiles_of(self, batch: Sequence[Piece]) -> Iterator[Piece]:
+        """Cut the pieces of a batch into tiles."""
         for piece in batch:
             for start in range(piece.start, piece.stop, self.tile):
-                part = Piece(piece.work, start, min(start + self.tile, piece.stop))
-                yield part, *worker.load(part.work, part.start, part.stop)
+                yield Piece(piece.work, start, min(start + self.tile, piece.stop))
+
+    def each_tile(self, worker: Worker, batch: Sequence[Piece]) -> Iterator[tuple[Piece, Array, Array]]:
+        """Load a batch tile by tile: (piece of a tile, base or None, others), valid until the next."""
+        for part in self.tiles_of(batch):
+            yield part, *worker.load(part.work, part.start, part.stop)
 
 
 def input_bytes(batch: Sequence[Piece]) -> int:

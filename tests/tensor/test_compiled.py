@@ -15,7 +15,7 @@ def test_without_a_folder_for_compiled_code(monkeypatch):
         return njit(*functions, **options)
 
     monkeypatch.setattr(numba, "njit", refuse)
-    assert loops._loop(lambda x: x + 1)(1) == 2
+    assert loops.loop(lambda x: x + 1)(1) == 2
 
 
 def test_numba_is_imported_when_first_used():

@@ -17,7 +17,7 @@ Array: TypeAlias = Any
 # how a tensor is cut into tiles, as long as every tile starts at a multiple of it.
 BLOCK = 4096
 LANES = 64  # running sums side by side within a block
-PAD = 32  # counters that are written and not read, see `loops.count_digits`
+PAD = 32  # counters that are written and not read, see `digits.count_digits`
 
 
 class Plain(np.ndarray[Any, np.dtype[Any]]):

@@ -1,4 +1,4 @@
-"""The functions of `loops.py`, imported when first used: numba takes a third of a second, which `--help` need not wait."""
+"""The loops of `loops.py` and `digits.py`, imported when first used: numba takes a third of a second to import."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    from weightsmith.tensor import loops
+    from weightsmith.tensor import digits, loops
 
-    function = getattr(loops, name)
+    function = getattr(digits if hasattr(digits, name) else loops, name)
     globals()[name] = function
     return function

@@ -11,21 +11,22 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
-from weightsmith.tensor.arrays import BLOCK, LANES, PAD
+from weightsmith.tensor.arrays import BLOCK, LANES
 
 PART = 1024  # elements of scratch that stay in the first cache
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _loop(function: F) -> F:
+def loop(function: F) -> F:
+    """Compile a function when it is first called, without the interpreter's lock, and keep the code on disk."""
     try:
         return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
     except RuntimeError:  # no folder for compiled code can be written: each process compiles anew
         return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
 
 
-@_loop
+@loop
 def weighted_sum(vectors, factors):
     count, size = vectors.shape
     out = np.empty(size, vectors.dtype)
@@ -37,7 +38,7 @@ def weighted_sum(vectors, factors):
     return out
 
 
-@_loop
+@loop
 def plain_sum(vectors):
     count, size = vectors.shape
     out = vectors[0].copy()
@@ -47,7 +48,7 @@ def plain_sum(vectors):
     return out
 
 
-@_loop
+@loop
 def add_scaled(base, vector, factor):
     out = np.empty(base.size, base.dtype)
     for i in range(base.size):
@@ -56,7 +57,7 @@ def add_scaled(base, vector, factor):
     return out
 
 
-@_loop
+@loop
 def combine(first, second, left, right):
     out = np.empty(first.size, first.dtype)
     for i in range(first.size):
@@ -64,7 +65,7 @@ def combine(first, second, left, right):
     return out
 
 
-@_loop
+@loop
 def gram(vectors):
     count, size = vectors.shape
     blocks = -(-size // BLOCK)
@@ -85,7 +86,7 @@ def gram(vectors):
     return out
 
 
-@_loop
+@loop
 def blocked_absolute_sum(vector):
     blocks = -(-vector.size // BLOCK)
     out = np.empty(blocks, np.float64)
@@ -101,7 +102,7 @@ def blocked_absolute_sum(vector):
     return out
 
 
-@_loop
+@loop
 def majority(vectors):
     total = plain_sum(vectors)
     balance = 0
@@ -110,7 +111,7 @@ def majority(vectors):
     return balance
 
 
-@_loop
+@loop
 def merge_agreeing(vectors, merge, undecided):
     count, size = vectors.shape
     out = np.zeros(size, vectors.dtype)
@@ -145,7 +146,7 @@ def merge_agreeing(vectors, merge, undecided):
     return out
 
 
-@_loop
+@loop
 def trim(vectors, value, cut, top_value, top_cut, has_top):
     count, size = vectors.shape
     units = value.shape[1]
@@ -173,47 +174,7 @@ def trim(vectors, value, cut, top_value, top_cut, has_top):
     return out
 
 
-@_loop
-def cuts(magnitude, value, rank):
-    count, units, size = magnitude.shape
-    out = np.empty((count, units), np.int64)
-    for t in range(count):
-        for u in range(units):
-            bound = value[t, u]
-            left = rank
-            for i in range(size):
-                left -= magnitude[t, u, i] > bound
-            last = 0
-            for i in range(size):
-                if left > 0 and magnitude[t, u, i] == bound:
-                    left -= 1
-                    last = i + 1
-            out[t, u] = last
-    return out
-
-
-@_loop
-def count_digits(bits, mask, shift, prefixes, counts):
-    """Count the 16-bit digit at `shift` of magnitudes whose higher digits equal the prefix, per vector and rank.
-
-    counts: (T, ranks, RADIX + PAD); what does not match is counted, unread, in the pad. `mask` clears the sign: a shift
-    out and in would not, since numba widens what it shifts.
-    """
-    place = np.empty(PART, np.uint32)
-    radix = counts.shape[2] - PAD
-    for t in range(bits.shape[0]):
-        for r in range(prefixes.shape[1]):
-            prefix, counted = prefixes[t, r], counts[t, r]
-            for start in range(0, bits.shape[1], PART):
-                b = bits[t, start : start + PART]
-                for i in range(b.size):
-                    high = (b[i] & mask) >> shift
-                    place[i] = high & 0xFFFF if (high >> 16) == prefix else radix + (i & (PAD - 1))
-                for i in range(b.size):
-                    counted[place[i]] += 1
-
-
-@_loop
+@loop
 def drop_random(vectors, keys, bound, scale, start):
     count, size = vectors.shape
     out = np.empty((count, size), vectors.dtype)
@@ -227,7 +188,7 @@ def drop_random(vectors, keys, bound, scale, start):
     return out
 
 
-@_loop
+@loop
 def count_tasks(vectors, merged, mask_lambda):
     count, size = vectors.shape
     out = np.zeros(size, np.int32)
@@ -238,7 +199,7 @@ def count_tasks(vectors, merged, mask_lambda):
     return out
 
 
-@_loop
+@loop
 def decode_bfloat16(raw, out):
     """Widen bfloat16 bits (n,) uint16 to float32 bits (n,) uint32; tell whether all are finite."""
     bad = np.uint32(0)
@@ -249,7 +210,7 @@ def decode_bfloat16(raw, out):
     return bad == 0
 
 
-@_loop
+@loop
 def decode_bfloat16_rows(raw, bits, values, subtract):
     """Decode rows of bfloat16 (k, n) uint16 into values (k, n), whose bits are `bits`; subtract the first from the others."""
     bad = np.uint32(0)
@@ -267,7 +228,7 @@ def decode_bfloat16_rows(raw, bits, values, subtract):
     return bad == 0
 
 
-@_loop
+@loop
 def encode_bfloat16(bits, out):
     """Round float32 bits (n,) uint32 to the nearest bfloat16, ties to even; tell whether all are finite."""
     bad = np.uint32(0)
@@ -281,7 +242,7 @@ def encode_bfloat16(bits, out):
     return bad == 0
 
 
-@_loop
+@loop
 def is_finite(values):
     bad = 0
     for i in range(values.size):
@@ -289,7 +250,7 @@ def is_finite(values):
     return bad == 0
 
 
-@_loop
+@loop
 def add_low_rank(values, left, right, scale, start):
     """Add entries start.. of scale * left @ right, row-major; the sum over ranks runs left to right."""
     rank, columns = right.shape
@@ -309,7 +270,7 @@ def add_low_rank(values, left, right, scale, start):
         done += length
 
 
-@_loop
+@loop
 def pair_sums(first, second, first_bits, second_bits):
     """Return block sums (blocks, 5), counts (5,) and the largest difference of two arrays (n,); see `vector`."""
     blocks = -(-first.size // BLOCK)
@@ -348,7 +309,7 @@ def pair_sums(first, second, first_bits, second_bits):
     return out, np.array([differing, equal, finite, wrong_first, wrong_second]), top.max()
 
 
-@_loop
+@loop
 def extent(vector):
     """Return block sums of squares (blocks, 1), counts (2,) and the largest magnitude of (n,); see `vector`."""
     blocks = -(-vector.size // BLOCK)
@@ -373,7 +334,7 @@ def extent(vector):
     return out, np.array([zeros, wrong]), top.max()
 
 
-@_loop
+@loop
 def _fold_lanes(lanes):
     half = LANES // 2
     while half >= 1:
