@@ -13,6 +13,7 @@ from weightsmith.budget import RADIX
 from weightsmith.errors import CheckpointError
 from weightsmith.method import KthMagnitude, Method, Reduction, Sums, Tile, answer_all, exact_sums
 from weightsmith.stream import Piece, Stream, Work, Worker, input_bytes
+from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import PAD, Array
 from weightsmith.tensor.select import Kth
 
@@ -127,6 +128,8 @@ def _kth_magnitude(scope: _Scope, asked: KthMagnitude) -> list[Kth]:
 
 def _count(scope: _Scope, prefixes: Array, shift: Any, regions: int) -> Array:
     """Count the digit at `shift` of entries whose higher digits are the prefix: (regions, vectors, ranks, RADIX), int64."""
+    bits = prefixes.dtype.type
+    mask = bits(np.iinfo(bits).max >> 1)
     counter = np.uint32 if scope.size < 2**32 else np.int64
     span = _span(scope, regions)
     held: dict[Worker, Array] = {}
@@ -135,8 +138,8 @@ def _count(scope: _Scope, prefixes: Array, shift: Any, regions: int) -> Array:
         index, batch = item
         if worker not in held:
             held[worker] = np.zeros((regions, *prefixes.shape, RADIX + PAD), counter)
-        for tile in scope.stream.tiles_of(batch):
-            worker.count(tile, shift, prefixes, held[worker][index // span])
+        for _, _, others in scope.stream.each_tile(worker, batch):
+            compiled.count_digits(others.view(bits), mask, shift, prefixes, held[worker][index // span])
         return input_bytes(batch)
 
     for done in scope.in_order(enumerate(scope.batches), run):

@@ -130,15 +130,6 @@ class Worker:
         has_base = self.job.method is not None and self.job.method.has_base
         return (values[0], values[1:]) if has_base else (None, values)
 
-    def count(self, piece: Piece, shift: Any, prefixes: Array, counts: Array) -> None:
-        """Count digits of the task vectors' magnitudes over a tile, see `digits.count_digits`."""
-        bits = prefixes.dtype.type
-        mask = bits(np.iinfo(bits).max >> 1)
-        raw = self._read_rows(piece.work, piece.start, piece.stop) if self._subtracts else None
-        if raw is None or not compiled.count_digits_bfloat16(raw, mask, shift, prefixes, counts):
-            _, others = self.load(piece.work, piece.start, piece.stop)
-            compiled.count_digits(others.view(bits), mask, shift, prefixes, counts)
-
     @property
     def _subtracts(self) -> bool:
         return self.job.method is not None and "task_vectors" in self.job.method.inputs
@@ -320,16 +311,12 @@ class Stream:
         if batch:
             yield batch
 
-    def tiles_of(self, batch: Sequence[Piece]) -> Iterator[Piece]:
-        """Cut the pieces of a batch into tiles."""
-        for piece in batch:
-            for start in range(piece.start, piece.stop, self.tile):
-                yield Piece(piece.work, start, min(start + self.tile, piece.stop))
-
     def each_tile(self, worker: Worker, batch: Sequence[Piece]) -> Iterator[tuple[Piece, Array, Array]]:
         """Load a batch tile by tile: (piece of a tile, base or None, others), valid until the next."""
-        for part in self.tiles_of(batch):
-            yield part, *worker.load(part.work, part.start, part.stop)
+        for piece in batch:
+            for start in range(piece.start, piece.stop, self.tile):
+                part = Piece(piece.work, start, min(start + self.tile, piece.stop))
+                yield part, *worker.load(part.work, part.start, part.stop)
 
 
 def input_bytes(batch: Sequence[Piece]) -> int:

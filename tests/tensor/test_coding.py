@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from weightsmith.tensor import compiled
-from weightsmith.tensor.arrays import PAD
 from weightsmith.tensor.coding import decode, decode_rows, encode, stored_bytes
 from weightsmith.tensor.lowrank import add_low_rank
 
@@ -173,24 +171,3 @@ def test_rows_tell_of_one_nonfinite_entry(row, pattern):
     bits = np.zeros((3, 2000), np.uint16)
     bits[row, 1500] = pattern
     assert not decode_rows(bits, np.empty((3, 2000), np.float32), False)
-
-
-@pytest.mark.parametrize("size", [1, 1023, 5000])
-@pytest.mark.parametrize("shift", [16, 0])
-def test_digits_counted_from_stored_rows(size, shift):
-    rng = np.random.default_rng(size)
-    values = (rng.standard_normal((4, size)) * 0.1).astype(np.float32)
-    values[1:] += values[0]
-    bits = (values.view(np.uint32) >> 16).astype(np.uint16)
-    vectors = np.empty((4, size), np.float32)
-    assert decode_rows(bits, vectors, True)
-    mask, digits = np.uint32(0x7FFFFFFF), vectors[1:].view(np.uint32)
-    prefixes = (digits[:, :2] & mask) >> 16 if shift == 0 and size > 1 else np.zeros((3, 1), np.uint32)
-    expected, found = (np.zeros((3, prefixes.shape[1], 65536 + PAD), np.uint32) for _ in "ab")
-    compiled.count_digits(digits, mask, np.uint32(shift), prefixes, expected)
-    assert compiled.count_digits_bfloat16(bits, mask, np.uint32(shift), prefixes, found)
-    assert np.array_equal(found, expected)
-    assert expected.sum() == 3 * prefixes.shape[1] * size
-    bits[2, size // 2] = 0x7F80
-    assert not compiled.count_digits_bfloat16(bits, mask, np.uint32(shift), prefixes, found)
-    assert np.array_equal(found, expected)
