@@ -201,7 +201,7 @@ class Source:
 def write_shard(source: Source, folders: dict[int, Path], number: int, shapes: Shapes) -> None:
     """Write one shard of all the wanted models at once, since the fine-tunes need the base's values."""
     paths = {model: folder / shard_name(number) for model, folder in folders.items()}
-    files = {model: open(f"{path}.part", "wb", buffering=0) for model, path in paths.items()}  # noqa: SIM115
+    files = {model: open(f"{path}.part", "wb", buffering=0) for model, path in paths.items()}  # noqa: SIM115  # all closed below
     try:
         header = header_of(shapes)
         for file in files.values():

@@ -25,7 +25,7 @@ class Device:
             return self
         import torch
 
-        return Device(self.torch_device, torch.cuda.Stream(self.torch_device))  # type: ignore[no-untyped-call]
+        return Device(self.torch_device, torch.cuda.Stream(self.torch_device))  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def run(self, function: Callable[[Array, Array], Array], base: Array, others: Array) -> Array:
         """Return function(base, others), computed on this device; arguments and result are host arrays.

@@ -107,7 +107,7 @@ class Method:
         return self.function.__name__
 
     @property
-    def __doc__(self) -> str:  # type: ignore[override]
+    def __doc__(self) -> str:  # type: ignore[override]  # so that help() and doctest see it
         """The function's docstring."""
         return inspect.getdoc(self.function) or ""
 

@@ -240,7 +240,8 @@ class Stream:
         if not hasattr(self._local, "worker"):
             self._local.worker = self.worker()
             self._workers.append(self._local.worker)
-        return self._local.worker  # type: ignore[no-any-return]
+        own: Worker = self._local.worker
+        return own
 
     def in_order(self, items: Iterable[T], function: Callable[[Worker, T], U]) -> Generator[U, None, None]:
         """Yield function(worker, item) for each item, in order, computed by all threads, a window ahead."""

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -199,8 +200,8 @@ def strict_json(raw: bytes, what: str, *, nonfinite: bool = False, minus_zero: b
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        names = Counter(key for key, _ in pairs)
+        twice = next(name for name, count in names.items() if count > 1)
         raise ValueError(f"the name '{shown(twice)}' occurs twice in one object")
     return table
 

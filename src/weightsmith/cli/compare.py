@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from weightsmith.cli.options import MACHINE, SHOWING, machine_options, with_options
+from weightsmith.cli.options import MACHINE, SHOWING, machine_options
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import columns, nearly_one, number
 from weightsmith.compare import Comparison, Row, compare
@@ -21,13 +21,13 @@ _LISTED_NAMES = 10
 
 @click.command(
     "compare",
+    params=[*_OFFERED, *SHOWING],
     short_help="Compare two models tensor by tensor.",
     epilog="\b\nExample:\n  weightsmith compare MERGED BASE+ADAPTER --top 5\n\nPython twin: weightsmith.compare(A, B)",
 )
 @click.argument("a")
 @click.argument("b")
 @click.option("--top", type=click.IntRange(0), default=20, show_default=True, help="Show so many tensors that differ.")
-@with_options(*_OFFERED, *SHOWING)
 def command(a: str, b: str, top: int, as_json: bool, quiet: bool, **given: Any) -> int:
     """Compare names, shapes, dtypes and values of A and B: files, folders, MODEL+ADAPTER or hub ids.
 

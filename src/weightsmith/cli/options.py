@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -11,8 +10,6 @@ from weightsmith.arguments import Choice, Parameter
 from weightsmith.method import Method
 from weightsmith.plan import DEFAULT_MEMORY, Options
 from weightsmith.recipe import DTYPES, parse_size
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 INPUTS = (
     click.Option(["--base"], metavar="MODEL", help="The model that the others were trained from."),
@@ -68,16 +65,6 @@ def machine_options(given: dict[str, Any]) -> Options:
         allow_nonfinite=given.pop("allow_nonfinite", False),
         force_base=given.pop("force_base", False),
     )
-
-
-def with_options(*options: click.Option) -> Callable[[F], F]:
-    """Give a command function these options, in this order."""
-
-    def decorate(function: F) -> F:
-        function.__click_params__ = [*getattr(function, "__click_params__", []), *reversed(options)]  # type: ignore[attr-defined]
-        return function
-
-    return decorate
 
 
 def option_name(parameter: str) -> str:

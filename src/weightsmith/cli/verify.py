@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from weightsmith.cli.options import MACHINE, SHOWING, machine_options, with_options
+from weightsmith.cli.options import MACHINE, SHOWING, machine_options
 from weightsmith.cli.progress import shown_progress
 from weightsmith.errors import shown
 from weightsmith.verify import verify
@@ -17,11 +17,11 @@ _OFFERED = [o for o in MACHINE if o.name in ("memory", "threads", "follow_symlin
 
 @click.command(
     "verify",
+    params=[*_OFFERED, *SHOWING],
     short_help="Check a merged model against its record and its inputs.",
     epilog="\b\nExample:\n  weightsmith verify MERGED\n\nPython twin: weightsmith.verify(MERGED)",
 )
 @click.argument("out")
-@with_options(*_OFFERED, *SHOWING)
 def command(out: str, as_json: bool, quiet: bool, **given: Any) -> int:
     """Check a folder that merge wrote: digests, counts, NaN and infinity, and sampled tiles computed anew.
 
