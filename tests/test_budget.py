@@ -16,7 +16,8 @@ from weightsmith.tensor.arrays import BLOCK
 DEMANDS = [
     Demand(2, 10, 4),
     Demand(4, 3000, 4, ranks=1),
-    Demand(51, 20_000, 8, ranks=2),
+    Demand(4, 3000, 4, ranks=1, ranked=10**8),
+    Demand(51, 20_000, 8, ranks=2, ranked=10**6),
     Demand(4, 3000, 4, ranks=2, row=1_000_003),
     Demand(4, 3000, 4, factor_bytes=50_000_000),
     Demand(4, 3000, 4, on_device=True),
@@ -62,6 +63,17 @@ def test_the_prediction_grows_with_every_part_of_the_demand():
     assert choose_limits(replace(demand, factor_bytes=10**6), 10**12, 4).peak_bytes == base + 4 * 2 * 10**6
     assert choose_limits(demand, 10**12, 8).peak_bytes > base
     assert choose_limits(replace(demand, on_device=True), 10**12, 4).peak_bytes > base + budget.CUDA_BYTES
+
+
+def test_what_is_kept_aside_shrinks_with_the_budget():
+    demand = Demand(4, 3000, 4, ranks=1, ranked=10**8)
+    chosen = [choose_limits(demand, megabytes * 10**6, 2) for megabytes in (300, 450, 700, 10**6)]
+    asides = [limits.aside_bytes for limits in chosen]
+    assert asides == sorted(set(asides))
+    assert 10**6 < asides[0] < asides[-1] < 100 * 10**6
+    assert all(limits.peak_bytes > 150 * 10**6 + 2 * 3 * limits.aside_bytes for limits in chosen)
+    assert choose_limits(replace(demand, ranked=10**5), 10**12, 2).aside_bytes == 10**5 * 4 * 5 // 6
+    assert choose_limits(replace(demand, ranked=0), 10**12, 2).aside_bytes == 0
 
 
 def test_many_inputs_get_tiles_that_stay_in_cache():

@@ -10,7 +10,9 @@ from weightsmith.errors import ArgumentError
 from weightsmith.merge import METHODS
 from weightsmith.method import (
     Kth,
+    KthLargest,
     KthMagnitude,
+    KthMajority,
     Sums,
     Tile,
     answer_all,
@@ -153,6 +155,21 @@ def test_reductions_in_memory():
     assert found[0].value.tolist() == [[3.0]]
     assert found[0].cut.tolist() == [[3]]
     assert found[1].tolist() == [4.0, 4.0]
+
+
+def test_values_and_majorities_in_memory():
+    # Trimmed to two entries each: 0 -5 3 0 and 4 4 0 0; their sum 4 -1 3 0 is positive twice and negative once.
+    others = np.array([[1.0, -5.0, 3.0, 3.0], [4.0, 4.0, 4.0, 0.0]])
+
+    def ask():
+        kth, total = yield KthMajority(lambda size: size // 2)
+        largest = yield KthLargest(lambda size: [1, size], lambda base, others, tile: others[:1] - others[1:])
+        return kth, total, largest
+
+    kth, total, (most, least) = reduce_in_memory(ask(), np.zeros(4), others, Tile(shape=(4,)))
+    assert (kth.value.tolist(), kth.cut.tolist()) == ([[3.0], [4.0]], [[3], [2]])
+    assert total == 1
+    assert (most.value.item(), least.value.item()) == (3.0, -9.0)
 
 
 def test_sums_are_exact_whatever_their_order():

@@ -16,6 +16,7 @@ MEGABYTE = 1_000_000
 # Anonymous memory of the interpreter with numpy and the compiled loops, measured by bench/scaling.py; with torch, more.
 HOST_BYTES = 150 * MEGABYTE
 CUDA_BYTES = 1_500 * MEGABYTE
+TOKEN_BYTES = 200  # one token of one model, where vocabularies are brought together
 ENTRY_BYTES = 700  # one tensor of one checkpoint in the tables of the plan
 
 
@@ -30,6 +31,7 @@ class Limits:
         threads: Computing threads.
         regions: Parts of a scope whose counts are kept apart in a search for a k-th magnitude.
         peak_bytes: Anonymous memory expected at the most.
+        aside_bytes: For each thread, room for entries kept aside in place of such counts, see `windows.py`.
     """
 
     tile: int
@@ -38,6 +40,7 @@ class Limits:
     threads: int
     regions: int
     peak_bytes: int
+    aside_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,12 @@ class Demand:
         inputs: Checkpoints read at once, the base included.
         entries: Tensors in all of them together.
         itemsize: Bytes of a working number, 4 or 8.
-        ranks: k-th magnitudes searched per task vector; 0 for none.
+        ranks: k-th values searched at once per input; 0 for none.
+        ranked: Size of the largest tensor that is ranked by itself; 0 for none.
         row: Longest row that must be held whole, in elements; 0 for none.
         factor_bytes: Low-rank factors of the largest adapted tensor, as float32.
+        matrix_bytes: What one thread holds for the largest tensor that is taken as a whole matrix; 0 for none.
+        token_bytes: The tables of tokens, where vocabularies are brought together.
         on_device: Whether tiles are computed on a CUDA device.
     """
 
@@ -58,8 +64,11 @@ class Demand:
     entries: int
     itemsize: int
     ranks: int = 0
+    ranked: int = 0
     row: int = 0
     factor_bytes: int = 0
+    matrix_bytes: int = 0
+    token_bytes: int = 0
     on_device: bool = False
 
 
@@ -70,6 +79,8 @@ def usable_threads() -> int:
 
 def choose_limits(demand: Demand, memory_bytes: int, threads: int, limit: str = "--memory") -> Limits:
     """Choose tiles that fit in cache and buffers that fit in memory_bytes, which `limit` names in messages.
+
+    A method that takes whole matrices gets what the largest needs, on one thread, even where that is more.
 
     Raises:
         ResourceError: Even the smallest cut needs more; the message says how much.
@@ -83,7 +94,9 @@ def choose_limits(demand: Demand, memory_bytes: int, threads: int, limit: str = 
     tile = max(tile, row)
     chunk, regions = 4 * MEGABYTE, 16
     while True:
-        limits = Limits(tile, chunk, 2 * threads + 2, threads, regions, _peak(demand, tile, chunk, regions, threads))
+        window = threads + 1 if demand.matrix_bytes else 2 * threads + 2  # results that wait may be whole matrices
+        peak = _peak(demand, tile, chunk, regions, threads)
+        limits = Limits(tile, chunk, window, threads, regions, peak, _aside(demand, regions, threads))
         if limits.peak_bytes <= memory_bytes:
             return limits
         if regions > 1 and demand.ranks:
@@ -94,6 +107,8 @@ def choose_limits(demand: Demand, memory_bytes: int, threads: int, limit: str = 
             chunk //= 2
         elif threads > 1:
             threads -= 1
+        elif demand.matrix_bytes and limit == "--memory":
+            return limits  # a matrix cannot be cut: the plan tells what it takes
         else:
             need = -(-limits.peak_bytes // MEGABYTE)
             do = f"Pass --memory {need}MB or more" if limit == "--memory" else "Raise the limit"
@@ -108,9 +123,20 @@ def choose_limits(demand: Demand, memory_bytes: int, threads: int, limit: str = 
 def _peak(demand: Demand, tile: int, chunk: int, regions: int, threads: int) -> int:
     working = tile * (max(8, 2 * demand.inputs) + (2 * demand.inputs + 6) * demand.itemsize)
     counted = demand.ranks * demand.inputs * RADIX
-    digits = counted * threads * (4 * regions + 8 * (regions + 4))  # each thread may search a tensor of its own
-    fixed = (CUDA_BYTES if demand.on_device else 0) + HOST_BYTES + demand.entries * ENTRY_BYTES
-    return fixed + threads * (working + 2 * demand.factor_bytes) + (2 * threads + 2) * chunk + digits
+    digits = counted * (4 * regions + 8 * (regions + 4))
+    fixed = (CUDA_BYTES if demand.on_device else 0) + HOST_BYTES + demand.entries * ENTRY_BYTES + demand.token_bytes
+    search = max(digits, 3 * _aside(demand, regions, threads))  # each thread may search a tensor of its own
+    each = working + 2 * demand.factor_bytes + demand.matrix_bytes + search
+    return fixed + threads * each + (2 * threads + 2) * chunk
+
+
+def _aside(demand: Demand, regions: int, threads: int) -> int:
+    """Return a thread's room for entries kept aside; the search among them takes at most twice as much again.
+
+    A third of the largest tensor is plenty; where there are fewer regions, memory is short.
+    """
+    most = 21 * regions * demand.ranks * demand.inputs * RADIX
+    return min(most, demand.ranked * demand.itemsize * (demand.inputs + 1) // (3 * threads))
 
 
 def machine_limit() -> int | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,14 +32,31 @@ class Device:
 
         `base` may be None. On a device the inputs are copied, so the host's buffers are free when this returns.
         """
+        with self.active():
+            return self.back(function(None if base is None else self.move(base), self.move(others)))
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Compute here, without recording gradients, while the context lasts."""
         if self.torch_device is None:
-            return function(base, others)
+            yield
+            return
         import torch
 
         with torch.inference_mode(), torch.cuda.stream(self.stream) if self.stream else nullcontext():
-            moved = torch.from_numpy(others).to(self.torch_device, copy=True)
-            lowest = None if base is None else torch.from_numpy(base).to(self.torch_device, copy=True)
-            return function(lowest, moved).cpu().numpy()
+            yield
+
+    def move(self, array: Array) -> Array:
+        """Return a host array as one of this device: a copy, or on the host the array itself."""
+        if self.torch_device is None:
+            return array
+        import torch
+
+        return torch.from_numpy(array).to(self.torch_device, copy=True)
+
+    def back(self, array: Array) -> Array:
+        """Return an array of this device as a host array."""
+        return array if self.torch_device is None else array.cpu().numpy()
 
 
 def find_device(name: str) -> Device:

@@ -14,7 +14,10 @@ a generator that yields reductions and returns what the function then finds in `
     def trimmed(base, task_vectors, *, density: Proportion = 0.2, tile): ...
 
 `scope` says over what a reduction runs: the whole "model", each "tensor", each "row" (the last axis), or "parameter",
-where the user chooses by a parameter of that name. The engine streams; here, everything is in memory.
+where the user chooses by a parameter of that name. `reach` says what the function has to see at once: any run of
+elements ("elementwise"), whole rows ("row"), or whole tensors as matrices ("matrix": base (rows, columns), the others a
+`Matrices` of that shape; tensors without two axes go to the function `vectors`, element by element). The engine
+streams; here, everything is in memory.
 """
 
 from __future__ import annotations
@@ -29,11 +32,13 @@ from typing import Any, TypeAlias, get_args, get_type_hints
 
 import numpy as np
 
-from weightsmith.arguments import Parameter, check_all
+from weightsmith.arguments import Parameter, Reals, check_all
 from weightsmith.errors import ArgumentError, MismatchError, NonFiniteError
+from weightsmith.matrices import Matrices, as_matrix
 from weightsmith.tensor.arrays import Array, cast, is_torch, namespace
 from weightsmith.tensor.coding import to_odd
-from weightsmith.tensor.select import Kth, kth_magnitude
+from weightsmith.tensor.select import Kth, kth_largest, kth_magnitude, trim
+from weightsmith.tensor.sign import majority
 
 DISTINCT_INPUTS = ("base", "task_vectors", "finetuned")
 
@@ -49,6 +54,32 @@ class KthMagnitude:
 
 
 @dataclass(frozen=True)
+class KthMajority:
+    """Asks for the k-th largest magnitude of each task vector and for the majority of the vectors trimmed to their k largest.
+
+    `rank` gives k, at least 1, from the number of entries of the scope. Answered by a Kth and a whole number: how many
+    entries have a positive sum of the trimmed vectors, minus how many a negative, see `tensor.sign.majority`.
+    """
+
+    rank: Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class KthLargest:
+    """Asks for the k-th largest of derived values, sign and all; answered by a list of Kth with V vectors.
+
+    `ranks` as for KthMagnitude: 1 asks for the maximum, `size` for the minimum. `of(base, others, tile)` gets a tile, for
+    methods of reach "row" of whole rows, and returns values (V, n), float32 or float64, one per element of the tile.
+    -0 counts as 0; values must not be NaN. Among equals the earlier comes first, see `tensor.select.is_above`; where
+    `located` is False only values are asked for, and the cuts in the answer mean nothing.
+    """
+
+    ranks: Callable[[int], Sequence[int]]
+    of: Callable[[Array, Array, Tile], Array]
+    located: bool = True
+
+
+@dataclass(frozen=True)
 class Sums:
     """Asks for sums over the scope; answered by an array (k,) float64.
 
@@ -59,7 +90,7 @@ class Sums:
     of: Callable[[Array, Array, Tile], Array]
 
 
-Reduction: TypeAlias = KthMagnitude | Sums
+Reduction: TypeAlias = KthMagnitude | KthMajority | KthLargest | Sums
 Statistics: TypeAlias = Generator[Reduction, Any, Any]
 
 
@@ -75,6 +106,7 @@ class Tile:
         layer: The tensor's layer, from 0; None outside the layers.
         layers: How many layers the model has.
         statistics: What `prepare` returned, for the scope this tile belongs to.
+        precision: To what each step of the formula is rounded, see `tensor.rounding`; "float32" adds no rounding.
     """
 
     name: str = "tensor"
@@ -84,6 +116,7 @@ class Tile:
     layer: int | None = None
     layers: int = 0
     statistics: Any = None
+    precision: str = "float32"
 
     @property
     def row_length(self) -> int:
@@ -93,13 +126,27 @@ class Tile:
 
 @dataclass(frozen=True)
 class Method:
-    """A merge method: call it on whole tensors, or let the engine feed it tiles through `function`."""
+    """A merge method: call it on whole tensors, or let the engine feed it tiles through `function`.
+
+    Attributes:
+        function: What computes the result.
+        prepare: The generator of reductions; None for none.
+        scope: Over what they run.
+        least: Fewest models beside the base.
+        most: Most models beside the base; None for any number.
+        reach: "elementwise", "row" or "matrix".
+        vectors: With reach "matrix": what computes tensors of less than two axes, element by element.
+        matrices: With reach "matrix": how many matrices of the tensor's size, in float64, it holds beside its inputs.
+    """
 
     function: Callable[..., Array]
     prepare: Callable[..., Statistics | None] | None
     scope: str
     least: int
     most: int | None
+    reach: str = "elementwise"
+    vectors: Callable[..., Array] | None = None
+    matrices: int = 0
 
     @property
     def name(self) -> str:
@@ -160,6 +207,14 @@ class Method:
             return None
         return str(parameters["scope"]) if self.scope == "parameter" else self.scope
 
+    def takes_rows(self, parameters: Mapping[str, Any]) -> bool:
+        """Tell whether tiles must be whole rows."""
+        return self.reach == "row" or self.reduction_scope(parameters) == "row"
+
+    def takes_matrix(self, shape: Sequence[int]) -> bool:
+        """Tell whether a tensor of this shape is given whole, as a matrix."""
+        return self.reach == "matrix" and len(shape) > 1
+
     def statistics(self, parameters: Mapping[str, Any]) -> Statistics | None:
         """Return a fresh generator of reductions; None where these parameters need none."""
         if self.prepare is None:
@@ -174,11 +229,11 @@ class Method:
             wanted = f"{self.least} {most}".strip() + (" models beside the base" if self.has_base else " models")
             raise ArgumentError(f"{caller}: number of models", expected=wanted, got=str(models))
         checked = check_all(self.parameters, given, caller)
-        coefficients = checked.get("coefficients")
-        if coefficients is not None and len(coefficients) != models:
-            raise ArgumentError(
-                f"{caller}: coefficients", expected=f"{models}, one per model", got=str(len(coefficients))
-            )
+        for name, parameter in self.parameters.items():
+            if isinstance(parameter.kind, Reals) and checked[name] is not None and len(checked[name]) != models:
+                raise ArgumentError(
+                    f"{caller}: {name}", expected=f"{models}, one per model", got=str(len(checked[name]))
+                )
         if "task" in checked and checked["task"] > models:
             raise ArgumentError(f"{caller}: task", expected=f"1 to {models}", got=str(checked["task"]))
         return checked
@@ -227,8 +282,18 @@ class Method:
 
     def apply(self, base: Array, others: Array, parameters: Mapping[str, Any], tile: Tile) -> Array:
         """Run the elementwise pass on one tile whose statistics are known."""
+        if self.takes_matrix(tile.shape):
+            shape = as_matrix(tile.shape)
+            matrices = Matrices(len(others), shape, lambda t: others[t].reshape(shape))
+            return self.apply_matrix(None if base is None else base.reshape(shape), matrices, parameters, tile)
         inputs = (others,) if base is None else (base, others)
-        return self.function(*inputs, tile=tile, **parameters)
+        function = self.vectors if self.vectors is not None else self.function
+        return function(*inputs, tile=tile, **parameters)
+
+    def apply_matrix(self, base: Array, matrices: Matrices, parameters: Mapping[str, Any], tile: Tile) -> Array:
+        """Run on one matrix (rows, columns) whose statistics are known; flat result."""
+        inputs = (matrices,) if base is None else (base, matrices)
+        return self.function(*inputs, tile=tile, **parameters).reshape(-1)
 
 
 def answer_all(statistics: Statistics | None, answer: Callable[[Reduction], Any]) -> Any:
@@ -247,6 +312,11 @@ def reduce_in_memory(statistics: Statistics | None, base: Array, others: Array, 
     def answer(asked: Reduction) -> Any:
         if isinstance(asked, KthMagnitude):
             return kth_magnitude(others, asked.ranks(others.shape[1] // units), units)
+        if isinstance(asked, KthMajority):
+            (kth,) = kth_magnitude(others, [asked.rank(others.shape[1] // units)], units)
+            return kth, majority(trim(others, kth))
+        if isinstance(asked, KthLargest):
+            return kth_largest(asked.of(base, others, tile), asked.ranks(others.shape[1] // units), units)
         return exact_sums([asked.of(base, others, tile)])
 
     return answer_all(statistics, answer)
@@ -263,11 +333,14 @@ def method(
     scope: str = "tensor",
     least: int = 1,
     most: int | None = None,
+    reach: str = "elementwise",
+    vectors: Callable[..., Array] | None = None,
+    matrices: int = 0,
 ) -> Callable[[Callable[..., Array]], Method]:
-    """Declare a method: its reductions with their scope, and how many models it takes beside the base."""
+    """Declare a method: see the attributes of `Method`."""
 
     def declare(function: Callable[..., Array]) -> Method:
-        return Method(function, prepare, scope, least, most)
+        return Method(function, prepare, scope, least, most, reach, vectors, matrices)
 
     return declare
 
@@ -298,7 +371,10 @@ def _restore(result: Array, first: Array) -> Array:
 
 __all__ = [
     "Kth",
+    "KthLargest",
     "KthMagnitude",
+    "KthMajority",
+    "Matrices",
     "Method",
     "Reduction",
     "Statistics",

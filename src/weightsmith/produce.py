@@ -43,10 +43,12 @@ def produce(
     """Compute every output byte; threads fill chunks, this one writes and digests them in file order."""
     works = {w.name: w for w in plan.works}
     limits = plan.job.limits
-    buffers = [np.empty(max(limits.chunk_bytes, 8 * stream.tile), np.uint8) for _ in range(limits.window + 1)]
+    held = max(limits.chunk_bytes, 8 * stream.tile)
+    buffers = [np.empty(held, np.uint8) for _ in range(limits.window + 1)]
 
     def compute(worker: Worker, chunk: _Chunk) -> tuple[_Chunk, np.ndarray[Any, Any]]:
-        buffer = buffers.pop()
+        # Only a whole matrix is larger than a chunk.
+        buffer = buffers.pop() if chunk.nbytes <= held else np.empty(chunk.nbytes, np.uint8)
         place = 0
         for piece in chunk.pieces:
             if piece.work.parameters is None:
@@ -66,7 +68,8 @@ def produce(
     with closing(stream.in_order(_chunks(shards, works, limits.chunk_bytes, stream), compute)) as computed:
         for chunk, buffer in computed:
             output.append(chunk.shard, buffer[: chunk.nbytes].data)
-            buffers.append(buffer)
+            if len(buffer) == held:
+                buffers.append(buffer)
             report(chunk.input_bytes)
 
 

@@ -11,21 +11,25 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from weightsmith.budget import Limits
 from weightsmith.checkpoint.entry import Entry
 from weightsmith.checkpoint.read import Files
 from weightsmith.device import Device
 from weightsmith.errors import ArgumentError, CheckpointError, NonFiniteError, shown
+from weightsmith.matrices import Matrices, as_matrix
 from weightsmith.method import Method, Tile
 from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.coding import decode, decode_rows, encode, stored_bytes
 from weightsmith.tensor.lowrank import add_low_rank
+from weightsmith.tensor.rounding import rounded
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -79,6 +83,7 @@ class Job:
         limits: How the work is cut.
         device: Where the method's formulas run.
         allow_nonfinite: Let NaN and infinity pass.
+        precision: To what inputs and every step of the formulas are rounded; "float32" adds no rounding.
     """
 
     method: Method | None
@@ -87,6 +92,7 @@ class Job:
     limits: Limits
     device: Device
     allow_nonfinite: bool = False
+    precision: str = "float32"
 
     @property
     def chosen(self) -> Method:
@@ -102,10 +108,16 @@ class Worker:
     def __init__(self, job: Job, inputs: int, tile: int) -> None:
         self.job = job
         self.files = Files()
+        self._tile = tile
         self._raw = np.empty(tile * max(8, 2 * inputs), np.uint8)
         self._values = np.empty(inputs * tile, job.compute_dtype)
         self._factors: tuple[Entry | None, Any, Any] = (None, None, None)
         self.device = job.device.for_thread()
+
+    @cached_property
+    def aside(self) -> Array:
+        """Room for what `windows.py` keeps aside, bytes."""
+        return np.empty(self.job.limits.aside_bytes, np.uint8)
 
     def __enter__(self) -> Worker:
         return self
@@ -136,23 +148,29 @@ class Worker:
 
     def _read_rows(self, work: Work, start: int, stop: int) -> Array | None:
         """Read all inputs' stored numbers, (k, stop - start) uint16, where all are plain BF16; None otherwise."""
-        if self._values.dtype != np.float32 or any(e.dtype != "BF16" or e.low_rank is not None for e in work.inputs):
+        if (
+            self.job.precision == "float16"
+            or self._values.dtype != np.float32
+            or any(e.dtype != "BF16" or e.low_rank is not None for e in work.inputs)
+        ):
             return None
         raw = self._raw[: 2 * len(work.inputs) * (stop - start)].view("<u2").reshape(len(work.inputs), -1)
         for row, entry in zip(raw, work.inputs, strict=True):
-            self.files.pread_into(entry.file, entry.offset + 2 * start, row.data.cast("B"))
+            self.files.entry_into(entry, 2 * start, row.data.cast("B"))
         return raw
 
     def read(self, entry: Entry, start: int, stop: int, out: Array) -> None:
         """Read elements start .. stop of one stored tensor as numbers into out, (stop - start,)."""
         width = stored_bytes(entry.dtype)
         raw = self._raw[: (stop - start) * width]
-        self.files.pread_into(entry.file, entry.offset + start * width, raw.data)
+        self.files.entry_into(entry, start * width, raw.data)
         finite = decode(raw, entry.dtype, out)
         if entry.low_rank is not None:
             left, right = self._low_rank(entry)
             add_low_rank(out, left, right, entry.low_rank.scale, start)
             finite = finite and compiled.is_finite(out)
+        if self.job.precision != "float32":
+            out[:] = rounded(out, self.job.precision)
         if not finite and not self.job.allow_nonfinite:
             first = int(np.argmin(np.isfinite(out)))
             raise NonFiniteError(
@@ -164,13 +182,52 @@ class Worker:
             )
 
     def compute(self, piece: Piece, statistics: Any, position: int) -> Array:
-        """Return the merged numbers of a piece no larger than a tile, (n,)."""
+        """Return the merged numbers of a piece, (n,): of at most a tile, or a whole tensor taken as a matrix."""
         work, job = piece.work, self.job
-        base, others = self.load(work, piece.start, piece.stop)
-        where = Tile(work.name, work.shape, piece.start, position, work.layer, job.layers, statistics)
+        where = Tile(work.name, work.shape, piece.start, position, work.layer, job.layers, statistics, job.precision)
         method = job.chosen
+        if method.takes_matrix(work.shape):
+            return self._compute_matrix(work, where)
+        base, others = self.load(work, piece.start, piece.stop)
         run = method.whole if statistics is None else method.apply
         return self.device.run(lambda b, o: run(b, o, work.parameters or {}, where), base, others)
+
+    def _compute_matrix(self, work: Work, where: Tile) -> Array:
+        """Return the merged numbers of a whole tensor; models are read when the method asks for them."""
+        method, shape, device = self.job.chosen, as_matrix(work.shape), self.device
+        base_entry = work.inputs[0] if method.has_base else None
+        models = work.inputs[1:] if method.has_base else work.inputs
+        base = None if base_entry is None else self._read_matrix(base_entry, shape)
+
+        def load(index: int) -> Array:
+            values = self._read_matrix(models[index], shape)
+            if base is not None and self._subtracts:
+                with np.errstate(over="ignore", invalid="ignore"):  # refused where the result is stored
+                    np.subtract(values, base, out=values)
+            return device.move(values)
+
+        def factors(index: int) -> tuple[Array, Array] | None:
+            if base_entry is None or not self._subtracts or replace(models[index], low_rank=None) != base_entry:
+                return None
+            low_rank = models[index].low_rank
+            if low_rank is None:
+                return device.move(np.zeros((shape[0], 0), np.float32)), device.move(
+                    np.zeros((0, shape[1]), np.float32)
+                )
+            left, right = self._low_rank(models[index])
+            return device.move(left * np.float32(low_rank.scale)), device.move(right)
+
+        matrices = Matrices(len(models), shape, load, factors)
+        with device.active():
+            moved = None if base is None else device.move(base)
+            return device.back(method.apply_matrix(moved, matrices, work.parameters or {}, where))
+
+    def _read_matrix(self, entry: Entry, shape: tuple[int, int]) -> Array:
+        """Read a whole tensor as numbers, (rows, columns)."""
+        values = np.empty(shape[0] * shape[1], self.job.compute_dtype)
+        for start in range(0, len(values), self._tile):
+            self.read(entry, start, min(start + self._tile, len(values)), values[start : start + self._tile])
+        return values.reshape(shape)
 
     def store(self, work: Work, start: int, values: Array, out: Array) -> None:
         """Write numbers as the work's stored dtype into out, bytes."""
@@ -187,7 +244,7 @@ class Worker:
     def copy(self, piece: Piece, out: Array) -> None:
         """Copy a piece's stored bytes."""
         entry = piece.work.inputs[0]
-        self.files.pread_into(entry.file, entry.offset + piece.start, out.data)
+        self.files.entry_into(entry, piece.start, out.data)
 
     def _low_rank(self, entry: Entry) -> tuple[Array, Array]:
         """Return the factors (rows, rank) and (rank, columns) in float32; the last tensor's are kept."""
@@ -222,13 +279,19 @@ class Stream:
         self._stop = threading.Event()
         self._workers: list[Worker] = []
         self._pool = ThreadPoolExecutor(job.limits.threads, thread_name_prefix="weightsmith")
+        self._blas: Any = None
 
     def __enter__(self) -> Stream:
+        if self.job.method is not None and self.job.method.reach == "matrix":
+            # Each thread has a matrix of its own, so that the bytes do not depend on how many threads there are.
+            self._blas = threadpool_limits(1, "blas")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
+        if self._blas is not None:
+            self._blas.restore_original_limits()
         for worker in self._workers:
             worker.files.close()
 
@@ -265,11 +328,19 @@ class Stream:
             wait(waiting)  # none may still write when the caller closes what it writes to
 
     def step(self, work: Work) -> int:
-        """Return how many elements of a work are computed at a time: a tile, or whole rows where the scope is rows."""
-        if self.job.chosen.reduction_scope(work.parameters or {}) != "row":
+        """Return how many elements of a work are computed at a time: a tile, whole rows, or a whole matrix."""
+        method = self.job.chosen
+        if method.takes_matrix(work.shape):
+            return work.size
+        if not method.takes_rows(work.parameters or {}):
             return self.tile
         row = work.shape[-1] if work.shape else 1
         return max(1, self.tile // row) * row
+
+    def held(self, work: Work) -> int:
+        """Return how many elements of a work are loaded at a time, other than whole matrices: a tile, or whole rows."""
+        method = self.job.method
+        return self.tile if method is None or method.takes_matrix(work.shape) else self.step(work)
 
     def tiles(self, piece: Piece) -> Iterator[Piece]:
         """Cut a piece into tiles."""
@@ -289,7 +360,9 @@ class Stream:
             found: dict[str, tuple[Piece, list[U]]] = {p.work.name: (p, []) for p in batch}
             for part, base, others in self.each_tile(worker, batch):
                 work = part.work
-                where = Tile(work.name, work.shape, part.start, part.start, work.layer, self.job.layers)
+                where = Tile(
+                    work.name, work.shape, part.start, part.start, work.layer, self.job.layers, None, self.job.precision
+                )
                 found[work.name][1].append(function(base, others, where))
             return list(found.values())
 
@@ -298,10 +371,11 @@ class Stream:
 
     def batches(self, works: Sequence[Work]) -> Iterator[list[Piece]]:
         """Group pieces of about a chunk each, in order."""
-        limit = max(self.tile, self.job.limits.chunk_bytes // 4 // self.tile * self.tile)
         batch: list[Piece] = []
         held = 0
         for work in works:
+            step = self.held(work)
+            limit = max(step, self.job.limits.chunk_bytes // 4 // step * step)
             for start in range(0, work.size, limit):
                 piece = Piece(work, start, min(start + limit, work.size))
                 if batch and held + piece.stop - piece.start > limit:
@@ -315,8 +389,9 @@ class Stream:
     def each_tile(self, worker: Worker, batch: Sequence[Piece]) -> Iterator[tuple[Piece, Array, Array]]:
         """Load a batch tile by tile: (piece of a tile, base or None, others), valid until the next."""
         for piece in batch:
-            for start in range(piece.start, piece.stop, self.tile):
-                part = Piece(piece.work, start, min(start + self.tile, piece.stop))
+            step = self.held(piece.work)
+            for start in range(piece.start, piece.stop, step):
+                part = Piece(piece.work, start, min(start + step, piece.stop))
                 yield part, *worker.load(part.work, part.start, part.stop)
 
 
