@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from weightsmith.tensor.select import drop_random, is_among_largest, kth_magnitude, random_key, task_mask
+from weightsmith.tensor.arrays import Plain
+from weightsmith.tensor.select import (
+    drop_random,
+    is_above,
+    is_among_largest,
+    kth_largest,
+    kth_magnitude,
+    ordered,
+    random_key,
+    sift,
+    task_mask,
+    unordered,
+)
 
 
 def largest(vector, rank):
@@ -59,6 +71,58 @@ def test_kth_magnitude_of_rows():
         for row in range(6):
             part = slice(10 * row, 10 * row + 10)
             assert np.array_equal(chosen[t, part], largest(vectors[t, part], 4))
+
+
+@pytest.mark.parametrize("kind", adversarial())
+def test_kth_largest_minds_the_sign(kind):
+    values = np.stack([adversarial()[kind].astype(np.float32), -adversarial()[kind].astype(np.float32)])
+    for rank in (1, 2, 400, 997):
+        (found,) = kth_largest(values, [rank])
+        for rows in (values, torch.from_numpy(values)):
+            chosen = np.asarray(is_above(rows, found))
+            for t in range(2):
+                order = sorted(range(997), key=lambda i, t=t: (-values[t, i], i))
+                assert found.value[t, 0] == values[t, order[rank - 1]]
+                assert np.array_equal(np.flatnonzero(chosen[t]), sorted(order[:rank]))
+        assert str(found.value) == str(found.value + 0.0)  # no -0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_ordered_keys_are_in_the_order_of_the_values(dtype):
+    kind = np.finfo(dtype)
+    least, most = kind.smallest_subnormal, kind.max
+    values = np.array([[-np.inf, -most, -1.0, -least, 0.0, least, 1.0, most, np.inf]], dtype)
+    keys = ordered(values)
+    assert keys.dtype.itemsize == values.dtype.itemsize
+    assert all(a < b for a, b in zip(keys[0, :-1].tolist(), keys[0, 1:].tolist(), strict=True))
+    assert unordered(keys).tobytes() == values.tobytes()
+    assert ordered(-np.zeros((1, 1), dtype)).item() == ordered(np.zeros((1, 1), dtype)).item()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [0, 1, 1023, 1024, 1025, 5000])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sift_parts_the_open_from_the_others(dtype, size, ranks):
+    rng = np.random.default_rng(size)
+    vectors = (rng.integers(-6, 7, (3, size)) / 4).astype(dtype)
+    low, top = np.full((3, ranks), 0.5, dtype), np.full((3, ranks), 0.75, dtype)
+    low[1], top[1] = 0, 0
+    top[2, -1] = np.inf
+    index, above, balance = sift(vectors, low, top)
+    for found, expected in zip((index, above, balance), sift(vectors.view(Plain), low, top), strict=True):
+        assert np.array_equal(found, expected)
+        assert np.asarray(found).dtype == np.asarray(expected).dtype
+    expected_open, total = [], 0
+    for i in range(size):
+        entry = [abs(float(v)) for v in vectors[:, i]]
+        if 0.5 <= entry[0] <= 0.75 or entry[1] == 0 or 0.5 <= entry[2] <= float(top[2, -1]):
+            expected_open.append(i)
+        else:
+            vote = sum(float(v) for v, a, t in zip(vectors[:, i], entry, top[:, 0], strict=True) if a > t)
+            total += (vote > 0) - (vote < 0)
+    assert index.tolist() == expected_open
+    assert above.tolist() == [[int((abs(v) > t).sum()) for t in row] for v, row in zip(vectors, top, strict=True)]
+    assert balance == total
 
 
 def test_nothing_is_among_the_largest_none():

@@ -63,7 +63,8 @@ def breadcrumbs(
         (n,), dtype of base.
 
     Differs from the paper: ranks the tensor by default, as mergekit does; scope row is the authors' code.
-    Cost: three passes over T + 1 models; memory for 65,536 counters per task and bound, and a tile.
+    Cost: two passes over T + 1 models, more where a tensor is not like its sample; memory for 65,536 counters per task and
+    bound, or for a third of a tensor, and a tile.
 
     Command:
         weightsmith merge breadcrumbs --base B --model A1 --model A2 --density 0.15 --drop-top 0.006 --out OUT

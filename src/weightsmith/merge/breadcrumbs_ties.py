@@ -44,7 +44,8 @@ def breadcrumbs_ties(
         (n,), dtype of base.
 
     Differs from the paper: no paper has this combination; mergekit sums and counts a level vote as plus.
-    Cost: three passes over T + 1 models; memory for 65,536 counters per task and bound, and a tile.
+    Cost: two passes over T + 1 models, more where a tensor is not like its sample; memory for 65,536 counters per task and
+    bound, or for a third of a tensor, and a tile.
 
     Command:
         weightsmith merge breadcrumbs_ties --base B --model A1 --model A2 --density 0.15 --out OUT

@@ -5,21 +5,16 @@ from __future__ import annotations
 from typing import Annotated
 
 from weightsmith.arguments import Choice, Number, Proportion
-from weightsmith.method import Kth, KthMagnitude, Statistics, Sums, Tile, method
+from weightsmith.method import Kth, KthMajority, Statistics, Tile, method
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.select import trim
-from weightsmith.tensor.sign import MERGES, majority, merge_agreeing
-from weightsmith.tensor.vector import add_scaled, columns, integer_block
+from weightsmith.tensor.sign import MERGES, merge_agreeing
+from weightsmith.tensor.vector import add_scaled
 
 
 def prepare(*, density: float) -> Statistics:
-    """Ask for each task vector's threshold, then for the majority sign of the trimmed sum."""
-    (kth,) = yield KthMagnitude(lambda size: [max(1, round(density * size))])
-
-    def balance(base: Array, task_vectors: Array, tile: Tile) -> Array:
-        return columns(integer_block(majority(trim(task_vectors, kth, start=tile.position))))
-
-    (total,) = yield Sums(balance)
+    """Ask for each task vector's threshold and the majority sign of the trimmed sum."""
+    kth, total = yield KthMajority(lambda size: max(1, round(density * size)))
     return kth, int(total > 0) - int(total < 0)
 
 
@@ -62,7 +57,8 @@ def ties(
 
     Differs from the paper: exactly round(density * size) entries are kept (its code keeps one more, and all ties); where
     the vote of the whole scope is level too, undecided entries are 0.
-    Cost: three to four passes over T + 1 models; memory for 65,536 counters per task and a tile.
+    Cost: four passes over T + 1 models, mostly two where each tensor is ranked; memory for 65,536 counters per task, or for
+    a third of a tensor, and a tile.
 
     Command:
         weightsmith merge ties --base B --model A1 --model A2 --density 0.2 --out OUT

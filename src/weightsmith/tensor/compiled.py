@@ -1,13 +1,17 @@
-"""The loops of `loops.py` and `digits.py`, imported when first used: numba takes a third of a second to import."""
+"""The compiled loops of the modules in `_MODULES`, imported when first used: numba takes a third of a second to import."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
+
+_MODULES = ("loops", "digits", "select_loops", "elementwise_loops", "competition_loops", "rounding_loops", "chance_loops")
 
 
 def __getattr__(name: str) -> Any:
-    from weightsmith.tensor import digits, loops
-
-    function = getattr(digits if hasattr(digits, name) else loops, name)
-    globals()[name] = function
-    return function
+    for module in _MODULES:
+        found = getattr(import_module(f"weightsmith.tensor.{module}"), name, None)
+        if found is not None:
+            globals()[name] = found
+            return found
+    raise AttributeError(name)

@@ -14,14 +14,15 @@ import numpy as np
 
 from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import Array, cast, is_compiled, is_torch, like, namespace
+from weightsmith.tensor.sign import majority
 
 
 @dataclass(frozen=True)
 class Kth:
-    """The k-th largest magnitude of each vector, and where the last of the k lies.
+    """The k-th largest magnitude, or derived value, of each vector, and where the last of the k lies.
 
     Attributes:
-        value: (T, units), float64: the k-th magnitude; infinity for k = 0. A unit is the whole vector, or a row.
+        value: (T, units), float64: the k-th; infinity for k = 0. A unit is the whole vector, or a row.
         cut: (T, units), int64: entries equal to `value` are taken before this index of their unit.
     """
 
@@ -40,9 +41,13 @@ def kth_magnitude(vectors: Array, ranks: Sequence[int], units: int = 1) -> list[
     Returns:
         One Kth per rank.
     """
-    count, size = vectors.shape[0], vectors.shape[1] // units
-    magnitude = namespace(vectors).abs(vectors).reshape(count, units, size)
-    host = np.asarray(magnitude.cpu() if is_torch(magnitude) else magnitude)
+    return kth_largest(namespace(vectors).abs(vectors), ranks, units)
+
+
+def kth_largest(values: Array, ranks: Sequence[int], units: int = 1) -> list[Kth]:
+    """Find the k-th largest of values, sign and all; as `kth_magnitude`, of (V, n)."""
+    count, size = values.shape[0], values.shape[1] // units
+    host = np.asarray(values.cpu() if is_torch(values) else values).reshape(count, units, size)
     wanted = sorted({size - k for k in ranks if k > 0})
     parted = np.partition(host, wanted, axis=-1) if wanted else host
     found = []
@@ -53,7 +58,7 @@ def kth_magnitude(vectors: Array, ranks: Sequence[int], units: int = 1) -> list[
             continue
         value = parted[..., size - k]
         cut = compiled.cuts(np.ascontiguousarray(host), np.ascontiguousarray(value), k)
-        found.append(Kth(value.astype(np.float64), cut))
+        found.append(Kth(value.astype(np.float64) + 0.0, cut))  # -0 is 0
     return found
 
 
@@ -62,15 +67,20 @@ def is_among_largest(vectors: Array, kth: Kth, start: int = 0) -> Array:
 
     `start` is the index, in its unit, of the first entry given; only for units = 1.
     """
-    xp = namespace(vectors)
+    return is_above(namespace(vectors).abs(vectors), kth, start)
+
+
+def is_above(values: Array, kth: Kth, start: int = 0) -> Array:
+    """Tell which values, sign and all, are among the k largest of their unit; as `is_among_largest`, of (V, n)."""
+    xp = namespace(values)
     count, units = kth.value.shape
-    magnitude = xp.abs(vectors).reshape(count, units, -1)
-    index = xp.arange(magnitude.shape[2])
-    value, cut = like(kth.value[:, :, None], vectors), kth.cut[:, :, None] - start
-    if is_torch(vectors):
-        index, cut = index.to(vectors.device), xp.as_tensor(cut, device=vectors.device)
-    chosen = (magnitude > value) | ((magnitude == value) & (index < cut))
-    return chosen.reshape(vectors.shape)
+    rows = values.reshape(count, units, -1)
+    index = xp.arange(rows.shape[2])
+    value, cut = like(kth.value[:, :, None], values), kth.cut[:, :, None] - start
+    if is_torch(values):
+        index, cut = index.to(values.device), xp.as_tensor(cut, device=values.device)
+    chosen = (rows > value) | ((rows == value) & (index < cut))
+    return chosen.reshape(values.shape)
 
 
 def trim(vectors: Array, inside: Kth, outside: Kth | None = None, start: int = 0) -> Array:
@@ -93,6 +103,44 @@ def trim(vectors: Array, inside: Kth, outside: Kth | None = None, start: int = 0
     if outside is not None:
         keep = keep & ~is_among_largest(vectors, outside, start)
     return vectors * keep
+
+
+def sift(vectors: Array, low: Array, top: Array) -> tuple[Array, Array, int]:
+    """Part the entries of a tile into open ones, where any vector's magnitude lies in one of its windows, and others.
+
+    Args:
+        vectors: (T, n), float32 or float64 numpy; without NaN.
+        low: (T, ranks), the windows' smallest magnitudes, of the vectors' dtype.
+        top: (T, ranks), their largest.
+
+    Returns:
+        The open entries' indices (m,) uint32, in order; how many of each vector lie above its windows (T, ranks), int64;
+        the majority, over the entries that are not open, of the vectors trimmed to what lies above the first window.
+    """
+    if is_compiled(vectors):
+        index, above = np.empty(vectors.shape[1], np.uint32), np.zeros(low.shape, np.int64)
+        found, balance = compiled.sift(vectors, low, top, above, index)
+        return index[:found], above, balance
+    magnitude = np.abs(vectors)[:, None]
+    is_above = magnitude > top[:, :, None]
+    is_open = ((magnitude >= low[:, :, None]) & ~is_above).any((0, 1))
+    kept = (vectors * is_above[:, 0])[:, ~is_open]
+    return np.flatnonzero(is_open).astype(np.uint32), is_above.sum(2), majority(kept)
+
+
+def ordered(values: Array) -> Array:
+    """Return numbers (V, n) as unsigned whole numbers of the same order and width; -0 as 0. Numpy alone."""
+    signed = np.dtype(f"i{values.dtype.itemsize}")
+    bits = np.ascontiguousarray(values + values.dtype.type(0)).view(signed)  # + 0 turns -0 into 0
+    least = np.iinfo(signed).min
+    return (bits ^ ((bits >> (8 * signed.itemsize - 1)) | least)).view(f"u{signed.itemsize}")
+
+
+def unordered(keys: Array) -> Array:
+    """Return the numbers that `ordered` turned into keys."""
+    signed = np.dtype(f"i{keys.dtype.itemsize}")
+    bits = keys.view(signed)
+    return (bits ^ (~(bits >> (8 * signed.itemsize - 1)) | np.iinfo(signed).min)).view(f"f{signed.itemsize}")
 
 
 def random_key(seed: int, task: int, name: str) -> int:
@@ -119,12 +167,12 @@ def drop_random(vectors: Array, density: float, keys: Sequence[int], start: int 
     scale = like(1.0 / density, vectors)
     if is_compiled(vectors):
         return compiled.drop_random(vectors, np.array(keys, np.uint64), np.uint64(bound), scale[()], start)
-    rows = [_uniform(vectors[t], keys[t], start) < bound for t in range(len(keys))]
+    rows = [uniform(vectors[t], keys[t], start) < bound for t in range(len(keys))]
     return vectors * scale * namespace(vectors).stack(rows)
 
 
-def _uniform(vector: Array, key: int, start: int) -> Array:
-    """Return the 53-bit SplitMix64 numbers of one vector, (n,), int64."""
+def uniform(vector: Array, key: int, start: int) -> Array:
+    """Return the 53-bit SplitMix64 numbers of one vector, (n,), int64: what is random about its entries."""
     xp = namespace(vector)
     index = cast(xp.arange(vector.shape[0]), "int64") + (start + 1)
     if is_torch(vector):
