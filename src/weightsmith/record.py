@@ -14,9 +14,10 @@ import numpy as np
 
 from weightsmith.checkpoint.auxiliary import carry, model_card
 from weightsmith.checkpoint.entry import Checkpoint
+from weightsmith.checkpoint.tokenizer import adapt_configs, settle
 from weightsmith.checkpoint.write import Output, sha256_file
 from weightsmith.plan import Plan
-from weightsmith.recipe import write_recipe
+from weightsmith.recipe.text import write_recipe
 
 
 def finish(
@@ -25,13 +26,17 @@ def finish(
     """Write everything beside the weights; return the record."""
     output.write_index()
     stored = {w.dtype for w in plan.merged}
+    origins = [(plan.inputs[i], layer) for i, layer in plan.origins]
     first = plan.inputs[0]
-    files = carry(first, output.partial, dtype=stored.pop() if len(stored) == 1 else None, code=code)
+    dtype = stored.pop() if len(stored) == 1 else None
+    files = carry(first, output.partial, dtype=dtype, code=code, origins=origins)
+    files = settle(output.partial, plan.tokenizer, files)
+    if plan.vocabulary is not None:
+        files = adapt_configs(output.partial, plan.vocabulary.rows, plan.vocabulary.moved, files)
     recipe = write_recipe(plan.recipe)
-    base = [] if plan.recipe.base is None else [plan.recipe.base]
     card = model_card(
         title=output.out.name,
-        bases=[*base, *plan.recipe.models],
+        bases=plan.recipe.references,
         method=plan.method.name,
         recipe_yaml=recipe,
         sources=plan.inputs,
@@ -40,6 +45,35 @@ def finish(
         transformers="architectures" in first.config,
     )
     output.write_text("README.md", card)
+    return write_record(
+        output,
+        plan.inputs,
+        before,
+        {"recipe": recipe, "method": plan.method.name, "parameters": _plain_parameters(plan)},
+        {
+            "carried": files,
+            "tensors": {
+                "merged": len(plan.merged),
+                "copied": [{"name": w.name, "reason": w.reason} for w in plan.copied],
+                "dropped": [{"model": d.model, "name": d.name, "reason": d.reason} for d in plan.dropped],
+            },
+            **({"vocabulary": plan.vocabulary.summary()} if plan.vocabulary else {}),
+            "notes": list(plan.notes),
+        },
+        digest_inputs=digest_inputs,
+    )
+
+
+def write_record(
+    output: Output,
+    inputs: Sequence[Checkpoint],
+    before: Sequence[dict[str, Any]],
+    asked: Mapping[str, Any],
+    done: Mapping[str, Any],
+    *,
+    digest_inputs: bool,
+) -> dict[str, Any]:
+    """Write edit.json, once all else lies in the folder: what was asked, inputs and outputs, what was done; return it."""
     weights = output.records()
     beside = [
         p for p in sorted(output.partial.rglob("*")) if p.is_file() and p.name not in {w["file"] for w in weights}
@@ -48,22 +82,14 @@ def finish(
         "format": 1,
         "weightsmith": version("weightsmith"),
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "recipe": recipe,
-        "method": plan.method.name,
-        "parameters": _plain_parameters(plan),
-        "inputs": [_describe(c, p, digest_inputs) for c, p in zip(plan.inputs, before, strict=True)],
+        **asked,
+        "inputs": [_describe(c, p, digest_inputs) for c, p in zip(inputs, before, strict=True)],
         "outputs": weights
         + [
             {"file": str(p.relative_to(output.partial)), "bytes": p.stat().st_size, "sha256": sha256_file(p)}
             for p in beside
         ],
-        "carried": files,
-        "tensors": {
-            "merged": len(plan.merged),
-            "copied": [{"name": w.name, "reason": w.reason} for w in plan.copied],
-            "dropped": [{"model": d.model, "name": d.name, "reason": d.reason} for d in plan.dropped],
-        },
-        "notes": list(plan.notes),
+        **done,
     }
     record["record_sha256"] = record_digest(record)
     output.write_text("edit.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
@@ -78,9 +104,8 @@ def record_digest(record: Mapping[str, Any]) -> str:
 
 def _plain_parameters(plan: Plan) -> dict[str, Any]:
     """Return the parameters in force; those that differ between tensors by their range of tensors."""
-    first = plan.merged[0].parameters or {}
-    varying = {n for w in plan.merged for n, v in (w.parameters or {}).items() if v != first[n]}
-    plain = {n: list(v) if isinstance(v, tuple) else v for n, v in first.items() if n not in varying}
+    shared, varying = plan.parameters
+    plain = {n: list(v) if isinstance(v, tuple) else v for n, v in shared.items()}
     return {**plain, **dict.fromkeys(sorted(varying), "by tensor, see the recipe")}
 
 

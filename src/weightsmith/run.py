@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,12 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from weightsmith.chain import plan_step, plan_steps
+from weightsmith.checkpoint.entry import Checkpoint
 from weightsmith.checkpoint.read import Files, check_unchanged, fingerprint
 from weightsmith.checkpoint.write import Output, check_output, lay_out
+from weightsmith.dialect import Step, is_dialect, read_steps
 from weightsmith.errors import ArgumentError, MismatchError, ResourceError, shown
 from weightsmith.plan import Options, Plan, find_method, free_bytes, make_plan
+from weightsmith.plan.settings import per_model, split_settings
 from weightsmith.produce import produce, reduce_all
-from weightsmith.recipe import DTYPES, Recipe, parse_size, read_recipe
+from weightsmith.recipe import DTYPES, Recipe, Vocabulary, parse_size
+from weightsmith.recipe.text import read_recipe
 from weightsmith.record import finish
 from weightsmith.stream import Stream, Work
 from weightsmith.tensor.coding import stored_bytes
@@ -56,18 +63,20 @@ def merge(
     copy: Sequence[str] = (),
     drop: Sequence[str] = (),
     dtype: str | None = None,
+    tokenizer: str | None = None,
     shard_size: str | int = DEFAULT_SHARD_BYTES,
     options: Options | None = None,
     force: bool = False,
     code: bool = False,
     digest_inputs: bool = False,
+    peer_exact: bool = False,
     progress: Progress | None = None,
     **parameters: Any,
 ) -> Result:
     """Merge models into one and publish it as a checkpoint folder.
 
     Args:
-        method: A method's name, a recipe file, or a Recipe.
+        method: A method's name, a recipe file (ours, or mergekit's), or a Recipe.
         out: The new folder; it appears complete or not at all.
         base: The model that all others were trained from, where the method takes one.
         models: The models to merge, in order: files, folders, `model+adapter`, hub ids.
@@ -75,11 +84,13 @@ def merge(
         copy: Globs of tensors taken from the first input unmerged.
         drop: Globs of tensors that the first input lacks and that are left out.
         dtype: Output dtype: float64, float32, float16 or bfloat16; default: as in the first input.
+        tokenizer: The output's vocabulary where the models' differ: "base", "union" or one of the models.
         shard_size: Bytes per output file, a number or such as "5GB".
         options: Memory, threads, device and the like; nothing in them changes the result.
         force: Replace an older output, once the new one is complete.
         code: Carry custom code files over as well.
         digest_inputs: Record the SHA-256 of every input file.
+        peer_exact: With mergekit's recipes: reproduce its harmless defects; `weightsmith convert-recipe --help` lists them.
         progress: Called with (stage, bytes done, bytes in all).
         **parameters: The method's parameters, such as density=0.2.
 
@@ -88,6 +99,13 @@ def merge(
 
     The same on the command line: weightsmith merge ties --base B --model A1 --model A2 --density 0.2 --out OUT
     """
+    options = options or Options()
+    if not isinstance(method, Recipe) and _is_file(method) and is_dialect(method):
+        given = (base, models, coefficients, copy, drop, dtype, tokenizer, parameters)
+        if any(given) or shard_size != DEFAULT_SHARD_BYTES:
+            raise _beside_recipe()
+        writing = {"force": force, "code": code, "digest_inputs": digest_inputs, "progress": progress}
+        return merge_steps(read_steps(method), Path(out), options, peer_exact=peer_exact, **writing)
     recipe = make_recipe(
         method,
         base=base,
@@ -96,10 +114,10 @@ def merge(
         copy=copy,
         drop=drop,
         dtype=dtype,
+        tokenizer=tokenizer,
         shard_size=shard_size,
         **parameters,
     )
-    options = options or Options()
     return execute(
         make_plan(recipe, options),
         Path(out),
@@ -111,6 +129,38 @@ def merge(
     )
 
 
+def merge_steps(
+    steps: Sequence[Step], out: Path, options: Options, *, peer_exact: bool = False, **writing: Any
+) -> Result:
+    """Merge what the documents of a recipe file in mergekit's dialect say, each in its turn; the last is the result.
+
+    The others' results lie in a folder beside `out` for as long as they are needed. All documents are planned, by headers
+    alone, before the first is run. `writing` is what `execute` takes.
+    """
+    if len(steps) > 1:
+        plan_steps(steps, options, peer_exact=peer_exact)
+    writing["force_base"] = options.force_base
+    scratch = out.absolute().parent / f".{out.name}.steps-{secrets.token_hex(4)}"
+    places: dict[str, str] = {}
+    try:
+        for step in steps[:-1]:
+            place = scratch / str(step.document.name)
+            plan = plan_step(step, options, places, peer_exact=peer_exact)
+            execute(plan, place, **(writing | {"force": False}))
+            places[place.name] = str(place)
+        return execute(plan_step(steps[-1], options, places, peer_exact=peer_exact), out, **writing)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_file(method: str | Path) -> bool:
+    return isinstance(method, Path) or method.endswith((".yaml", ".yml"))
+
+
+def _beside_recipe() -> ArgumentError:
+    return ArgumentError("a recipe says what to merge", expected="nothing of that beside it", do="Edit the recipe")
+
+
 def make_recipe(
     method: str | Path | Recipe,
     *,
@@ -120,15 +170,15 @@ def make_recipe(
     copy: Sequence[str] = (),
     drop: Sequence[str] = (),
     dtype: str | None = None,
+    tokenizer: str | None = None,
     shard_size: str | int = DEFAULT_SHARD_BYTES,
     **parameters: Any,
 ) -> Recipe:
     """Return the recipe that arguments of `merge` spell; a recipe or its file is returned as it is."""
-    if isinstance(method, Recipe | Path) or str(method).endswith((".yaml", ".yml")):
-        if base or models or coefficients or copy or drop or dtype or parameters or shard_size != DEFAULT_SHARD_BYTES:
-            raise ArgumentError(
-                "a recipe says what to merge", expected="nothing of that beside it", do="Edit the recipe"
-            )
+    if isinstance(method, Recipe) or _is_file(method):
+        beside = (base, models, coefficients, copy, drop, dtype, tokenizer, parameters)
+        if any(beside) or shard_size != DEFAULT_SHARD_BYTES:
+            raise _beside_recipe()
         return method if isinstance(method, Recipe) else read_recipe(method)
     if dtype is not None and dtype not in DTYPES:
         raise ArgumentError("dtype", expected="one of " + ", ".join(DTYPES), got=repr(dtype))
@@ -141,17 +191,20 @@ def make_recipe(
     twice = sorted({m for m in references if references.count(m) > 1} | ({str(base)} & set(references)))
     if twice:
         raise ArgumentError(f"merge {method}: model '{shown(twice[0])}' is given more than once")
-    known = find_method(str(method)).parameters
-    unset = [n for n, v in parameters.items() if v is None and n in known and known[n].default is None]
+    chosen = find_method(str(method))
+    parameters |= {} if coefficients is None else {"coefficients": coefficients}
+    unset = [n for n, v in parameters.items() if v is None and n in chosen.parameters]
+    unset = [n for n in unset if chosen.parameters[n].default is None]
     return Recipe(
-        method=str(method),
+        method=chosen.name,
         models=references,
         base=None if base is None else str(base),
-        coefficients=None if coefficients is None else tuple(coefficients),
-        parameters={n: v for n, v in parameters.items() if n not in unset},
+        settings=split_settings(chosen, {n: v for n, v in parameters.items() if n not in unset}, len(references)),
+        parameters={n: v for n, v in parameters.items() if n not in unset and n not in per_model(chosen)},
         copy=tuple(copy),
         drop=tuple(drop),
         dtype=None if dtype is None else DTYPES[dtype],
+        vocabulary=None if tokenizer is None else Vocabulary(tokenizer),
         shard_bytes=parse_size(shard_size),
     )
 
@@ -180,7 +233,7 @@ def execute(
 
     with Stream(plan.job, len(plan.inputs)) as stream:
         _check_tied(plan)
-        if plan.method.has_base and not force_base:
+        if plan.method.has_base and not force_base and not plan.recipe.slices:
             _check_base(plan, stream)
         found = reduce_all(plan, stream, lambda more: report("measure", more))
         shards = lay_out(
@@ -200,14 +253,19 @@ def execute(
 
 def check_target(plan: Plan, out: Path, *, force: bool) -> None:
     """Refuse an output path that cannot be used, or a disk without room; nothing is touched."""
-    given = [c.folder or c.files[0] for c in plan.inputs] + [f for c in plan.inputs for f in c.files]
-    given += [f.parent for c in plan.inputs for f in c.files[1:]]  # the folders of shards and adapters
+    check_place(out, plan.inputs, plan.bytes_written, force=force)
+
+
+def check_place(out: Path, inputs: Sequence[Checkpoint], nbytes: int, *, force: bool) -> None:
+    """Refuse a path for so many bytes made of these inputs; see `check_target`."""
+    given = [c.folder or c.files[0] for c in inputs] + [f for c in inputs for f in c.files]
+    given += [f.parent for c in inputs for f in c.files[1:]]  # the folders of shards and adapters
     check_output(out, given, force=force)
     free = free_bytes(out.absolute().parent)
-    if free < plan.bytes_written:
+    if free < nbytes:
         raise ResourceError(
             f"--out '{shown(out)}'",
-            expected=f"{plan.bytes_written} bytes of free disk",
+            expected=f"{nbytes} bytes of free disk",
             got=f"{free}",
             do="Free space",
         )
@@ -219,6 +277,8 @@ def _stored_size(work: Work) -> int:
 
 def _aliases(plan: Plan) -> dict[str, str]:
     """Return names that an old .bin stored as views of another tensor, for the header, as safetensors does."""
+    if plan.recipe.slices:
+        return {}
     names = {w.name for w in plan.works}
     return {alias: kept for alias, kept in plan.inputs[0].aliases.items() if kept in names}
 
@@ -231,8 +291,8 @@ def _check_tied(plan: Plan) -> None:
             for start in range(0, head.nbytes if equal else 0, 1 << 22):
                 size = min(1 << 22, head.nbytes - start)
                 a, b = bytearray(size), bytearray(size)
-                files.pread_into(head.file, head.offset + start, memoryview(a))
-                files.pread_into(embedding.file, embedding.offset + start, memoryview(b))
+                files.entry_into(head, start, memoryview(a))
+                files.entry_into(embedding, start, memoryview(b))
                 equal = equal and a == b
         if not equal:
             raise MismatchError(

@@ -27,6 +27,7 @@ _BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": Fal
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _AMBIGUOUS = re.compile(r"[-+]?(0[xob][0-9a-f_]*|[0-9][0-9_]*(:[0-9]+)+(\.[0-9]*)?|\.(inf|nan))", re.I)
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -220,6 +221,30 @@ def number_of(node: Node, what: str, faults: Faults) -> float | int | None:
         faults.append((node.line, f"{what}: expected a number, got {seen(node)}"))
         return None
     return value
+
+
+def any_text_of(node: Node | None, what: str, faults: Faults) -> str | None:
+    """Return a node's text, which may hold line breaks and any other character; None for no node or a fault."""
+    if node and node.kind == "scalar" and not node.plain and node.text and not _SURROGATE.search(node.text):
+        return node.text
+    return text_of(node, what, faults)
+
+
+def whole_of(node: Node | None, what: str, faults: Faults, *, least: int = 0) -> int | None:
+    """Return a node's whole number of at least `least`; None for no node, and, with a fault added, for anything else."""
+    number = number_of(node, what, faults) if node else None
+    if node and number is not None and (not isinstance(number, int) or number < least):
+        faults.append((node.line, f"{what}: expected a whole number of at least {least}, got {seen(node)}"))
+        return None
+    return number if isinstance(number, int) else None
+
+
+def flag_of(node: Node | None, what: str, faults: Faults) -> bool:
+    """Return a node's truth value; False for no node, and, with a fault added, for anything else."""
+    value = scalar(node, what, faults) if node else False
+    if node and value is not None and not isinstance(value, bool):
+        faults.append((node.line, f"{what}: expected true or false, got {seen(node)}"))
+    return value is True
 
 
 def seen(node: Node) -> str:

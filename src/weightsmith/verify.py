@@ -12,23 +12,27 @@ from typing import Any
 import numpy as np
 
 from weightsmith.budget import Demand, choose_limits, usable_threads
-from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, Checkpoint, Entry
+from weightsmith.checkpoint.adapter_write import WEIGHTS_NAME
+from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, MEAN, PADDING, Checkpoint, Entry, Rows
 from weightsmith.checkpoint.folder import read_json
 from weightsmith.checkpoint.read import fingerprint, open_checkpoint
+from weightsmith.checkpoint.rows import row_blocks
 from weightsmith.checkpoint.write import sha256_file
 from weightsmith.device import Device
 from weightsmith.errors import ArgumentError, CheckpointError, WeightsmithError, shown
 from weightsmith.method import Tile
 from weightsmith.plan import Options, Plan, find_method, make_plan
 from weightsmith.produce import reduce_all
-from weightsmith.recipe import parse_recipe
+from weightsmith.recipe.text import parse_recipe
 from weightsmith.record import record_digest
 from weightsmith.run import Progress
 from weightsmith.stream import Job, Stream, Work
 from weightsmith.tensor.arrays import Array, Plain
 from weightsmith.tensor.coding import stored_bytes
+from weightsmith.tensor.rounding import rounded
 
 SAMPLES = 32
+SAMPLED_MATRICES = 4
 MAX_RECORD_BYTES = 1_000_000_000
 _RECORD = {
     "format": int,
@@ -95,7 +99,8 @@ def verify(out: str | Path, *, options: Options | None = None, progress: Progres
     files = _check_files(folder, record, findings)
     nonfinite, tensors, recomputed = 0, 0, 0
     try:
-        checkpoint = open_checkpoint(folder)
+        weights = folder / WEIGHTS_NAME  # of an adapter, which no folder of a model holds
+        checkpoint = open_checkpoint(weights if weights.is_file() else folder)
     except WeightsmithError as error:
         findings.append(str(error))
     else:
@@ -186,6 +191,9 @@ def _recompute(
     checkpoint: Checkpoint, record: dict[str, Any], options: Options, findings: list[str], skipped: list[str]
 ) -> int:
     """Compute sampled tiles from the inputs and compare their bytes; return the number of elements compared."""
+    if record.get("edit", "merge") != "merge":
+        skipped.append(f"not computed anew: only merges are, and this is the output of {shown(record['edit'])}")
+        return 0
     try:
         recipe = parse_recipe(record["recipe"], "edit.json")
         find_method(recipe.method)
@@ -226,12 +234,12 @@ def _compare_samples(plan: Plan, checkpoint: Checkpoint, findings: list[str]) ->
             entry = checkpoint.tensors[work.name]
             if work.parameters is None:
                 width = 1
-                expected = np.asarray(_bytes(work.inputs[0])[start:stop])
+                expected = _bytes(work.inputs[0], start, stop)
             else:
                 width = stored_bytes(work.dtype)
                 statistics, position = found.get(work.name, (None, 0))
                 expected = _computed(plan, work, start, stop, statistics, position)
-            actual = np.asarray(_bytes(entry)[start * width : stop * width])
+            actual = _bytes(entry, start * width, stop * width)
             compared += stop - start
             if not np.array_equal(expected.view(np.uint8), actual):
                 first = int(np.argmax(expected.view(np.uint8) != actual)) // width + start
@@ -244,6 +252,8 @@ def _compare_samples(plan: Plan, checkpoint: Checkpoint, findings: list[str]) ->
 def _samples(plan: Plan, stream: Stream) -> Iterator[tuple[Work, int, int]]:
     """Yield tiles of the largest tensors and of others drawn by a fixed seed."""
     works = sorted((w for w in plan.works if w.inputs[0].nbytes), key=lambda w: (-w.inputs[0].nbytes, w.name))
+    matrices = [w for w in works if w.parameters is not None and plan.method.takes_matrix(w.shape)]
+    works = [w for w in works if w not in matrices[:-SAMPLED_MATRICES]]  # each is computed whole: a few small ones
     chosen = works[: SAMPLES // 2]
     rest = works[SAMPLES // 2 :]
     chosen += random.Random(0).sample(rest, min(len(rest), SAMPLES - len(chosen)))
@@ -256,35 +266,86 @@ def _samples(plan: Plan, stream: Stream) -> Iterator[tuple[Work, int, int]]:
 
 def _computed(plan: Plan, work: Work, start: int, stop: int, statistics: Any, position: int) -> Array:
     """Return the stored bytes of one tile, by memory map, eager formulas and numpy's rounding."""
-    inputs = np.stack([_numbers(e, start, stop, plan.job.compute_dtype) for e in work.inputs])
+    read = [_numbers(e, start, stop, plan.job.compute_dtype) for e in work.inputs]
+    inputs = np.stack([np.asarray(rounded(x.view(Plain), plan.job.precision)) for x in read])
     base, others = (inputs[0], inputs[1:]) if plan.method.has_base else (None, inputs)
     if base is not None and "task_vectors" in plan.method.inputs:
         others = others - base
-    where = Tile(work.name, work.shape, start, position + start, work.layer, plan.job.layers, statistics)
+    where = Tile(
+        work.name, work.shape, start, position + start, work.layer, plan.job.layers, statistics, plan.job.precision
+    )
     run = plan.method.whole if statistics is None else plan.method.apply
     plain = None if base is None else base.view(Plain)
     with np.errstate(all="ignore"):  # NaN and infinity pass here, and are counted elsewhere
         values = np.asarray(run(plain, np.ascontiguousarray(others).view(Plain), work.parameters or {}, where))
-    if work.dtype != "BF16":
-        return values.astype({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[work.dtype])
+    return _narrowed(values, work.dtype)
+
+
+def _narrowed(values: Array, dtype: str) -> Array:
+    """Round numbers to a stored dtype."""
+    if dtype != "BF16":
+        return values.astype({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype])
     # bfloat16 has 8 significant bits: scale each number so that rint leaves just those, then scale back.
     mantissa, exponent = np.frexp(values.astype(np.float64))
     lowest = np.maximum(exponent, -125)
-    rounded = np.ldexp(np.rint(np.ldexp(mantissa, 8 + exponent - lowest)), lowest - 8).astype(np.float32)
-    return (rounded.view(np.uint32) >> 16).astype("<u2")
+    narrow = np.ldexp(np.rint(np.ldexp(mantissa, 8 + exponent - lowest)), lowest - 8).astype(np.float32)
+    return (narrow.view(np.uint32) >> 16).astype("<u2")
 
 
-def _bytes(entry: Entry) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.memmap(entry.file, np.uint8, "r", entry.offset, (entry.nbytes,))
+def _bytes(entry: Entry, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    if entry.rows is None:
+        return _mapped(entry)[start:stop]
+    width = entry.nbytes // entry.shape[0]
+    first = start // width
+    return _rows(entry, entry.rows, first, -(-stop // width))[start - first * width : stop - first * width]
+
+
+def _mapped(entry: Entry) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.asarray(np.memmap(entry.file, np.uint8, "r", entry.offset, (entry.nbytes,)))
+
+
+def _rows(entry: Entry, rows: Rows, first: int, last: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return the bytes of whole rows of a tensor that was re-ordered by token."""
+    length = entry.size // entry.shape[0]
+    found = []
+    maps: dict[int, np.ndarray[Any, np.dtype[np.uint8]]] = {}
+
+    def read(part: int, row: int, count: int) -> Array:
+        source = rows.sources[part]
+        if part not in maps:
+            maps[part] = _mapped(source)
+        width = stored_bytes(source.dtype) * length
+        return _decoded(maps[part][row * width : (row + count) * width], source.dtype, "float64")
+
+    while first < last:
+        run = int(np.searchsorted(rows.begins, first, "right")) - 1
+        end = min([last, *rows.begins[run + 1 : run + 2].tolist()])
+        part, at = int(rows.parts[run]), int(rows.firsts[run]) + first - int(rows.begins[run])
+        values = np.zeros((end - first, length))
+        if part >= 0:
+            values = read(part, at, end - first)
+        elif part == MEAN:
+            for value, mean in zip(values, rows.means[at:], strict=False):
+                value[:] = sum(read(m, r, 1) for m, r in mean) / len(mean)
+        elif part == PADDING:
+            for begin, stop in row_blocks(entry, rows.real):
+                raw = _rows(entry, rows, begin, stop)
+                values += _decoded(raw, entry.dtype, "float64").reshape(-1, length).sum(0)
+            values /= max(1, rows.real)
+        found.append(_narrowed(values, entry.dtype).reshape(-1).view(np.uint8))
+        first = end
+    return np.concatenate(found)
+
+
+def _decoded(raw: np.ndarray[Any, np.dtype[np.uint8]], stored: str, dtype: str) -> Array:
+    if stored == "BF16":
+        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(dtype)
+    return raw.view({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[stored]).astype(dtype)
 
 
 def _numbers(entry: Entry, start: int, stop: int, dtype: str) -> Array:
     width = stored_bytes(entry.dtype)
-    raw = np.asarray(_bytes(entry)[start * width : stop * width])
-    if entry.dtype == "BF16":
-        values = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(dtype)
-    else:
-        values = raw.view({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[entry.dtype]).astype(dtype)
+    values = _decoded(_bytes(entry, start * width, stop * width), entry.dtype, dtype)
     if entry.low_rank is None:
         return values
     low = entry.low_rank

@@ -11,7 +11,8 @@ import pytest
 from weightsmith import Options, make_plan, merge
 from weightsmith.checkpoint.read import Files
 from weightsmith.errors import ArgumentError, CheckpointError, MismatchError, NonFiniteError, ResourceError
-from weightsmith.recipe import Recipe, Rule, Schedule, parse_recipe
+from weightsmith.recipe import Recipe, Rule, Schedule
+from weightsmith.recipe.text import parse_recipe
 from weightsmith.run import make_recipe
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -135,7 +136,7 @@ def test_dropping_what_the_first_input_has_is_not_a_way_out(family):
 
 @pytest.mark.parametrize(
     ("shape", "hint"),
-    [((16, 24), "(transposed?)"), ((25, 16), "(another vocabulary?)"), ((24, 17), ""), ((24, 16, 1), "")],
+    [((16, 24), "(transposed?)"), ((25, 16), ""), ((24, 17), ""), ((24, 16, 1), "")],
 )
 def test_shapes_must_agree(tmp_path, save_arrays, make_arrays, shape, hint):
     base = make_arrays()
@@ -148,6 +149,14 @@ def test_shapes_must_agree(tmp_path, save_arrays, make_arrays, shape, hint):
     assert str(folders[1] / "model.safetensors") in message
     for word in ("(transposed?)", "(another vocabulary?)"):
         assert (word in message) == (word == hint), message
+
+
+def test_an_embedding_of_another_length_points_to_vocabularies(tmp_path, save_arrays, make_arrays):
+    base = make_arrays()
+    model = {**base, EMBEDDING: np.ones((33, 16), "float32")}
+    message = refused("ties", save_arrays(tmp_path / "base", base), save_arrays(tmp_path / "model", model))
+    assert f"tensor '{EMBEDDING}' has shape (32, 16) in" in message
+    assert "(another vocabulary?); `vocabulary:` in a recipe aligns them" in message
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "C64"])
@@ -445,7 +454,7 @@ def test_faults_of_several_inputs_are_told_together(family):
         with (folder / "model.safetensors").open("r+b") as file:
             file.truncate(100)
     message = refused("ties", *family, error=CheckpointError)
-    assert "merge ties: the inputs cannot be opened: 2 faults" in message
+    assert "merge ties: the inputs cannot be used: 2 faults" in message
     assert all(str(f) in message for f in family[1:])
 
 

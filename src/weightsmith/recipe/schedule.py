@@ -48,7 +48,7 @@ class Schedule:
             name: Full tensor name; globs distinguish upper and lower case.
             layer: The tensor's layer, from 0; None for a tensor outside the layers, which takes a curve's
                 first value.
-            layers: Number of layers of the model.
+            layers: Number of layers that a curve spans; on one layer it has its last value.
 
         Raises:
             ArgumentError: No rule matches, or the layer is not one of the model's.
@@ -85,6 +85,8 @@ def _on_curve(values: tuple[Value, ...], name: str, layer: int | None, layers: i
     """Interpolate between values spread evenly over layers 0 to layers - 1."""
     if layer is not None and not 0 <= layer < layers:
         raise ArgumentError(f"tensor '{shown(name)}' has layer {layer}", expected=f"a layer from 0 to {layers - 1}")
+    if layer is not None and layers == 1:
+        return float(values[-1])
     steps = max(layers - 1, 1)
     place, rest = divmod((layer or 0) * (len(values) - 1), steps)
     start, stop = float(values[place]), float(values[min(place + 1, len(values) - 1)])

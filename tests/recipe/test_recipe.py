@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightsmith.errors import ArgumentError, RecipeError
-from weightsmith.recipe import Recipe, Rule, Schedule, parse_recipe, parse_size, read_recipe, write_recipe
+from weightsmith.recipe import Recipe, Rule, Schedule, Slice, Source, TokenRule, Vocabulary, parse_size
+from weightsmith.recipe.text import parse_recipe, read_recipe, write_recipe
 
 FULL = """\
 method: ties
@@ -19,6 +20,7 @@ models:
   - path/to/a
   - model: path/to/b+path/to/adapter
     coefficient: 0.5
+    density: [{match: "*.mlp.*", layers: [0.1, 0.9]}, 0.3]
 parameters:
   density: 0.2
   lambda:
@@ -28,10 +30,36 @@ parameters:
 copy: ["*.embed_tokens.*"]
 drop: ["classifier.*"]
 dtype: bfloat16
+compute_dtype: float16
+vocabulary:
+  source: union
+  tokens:
+    "<|im_start|>": {source: path/to/a}
+    "yes": {source: path/to/a, token: "no\\n", force: true}
+    12: {source: path/to/a, token_id: 3}
+    <pad>: {source: zero}
+  pad_to_multiple_of: 64
+chat_template: "{% for m in messages %}\\n{{ m }}"
 seed: 7
 shard_size: 1GiB
 """
-KNOWN = {"ties": ("density", "lambda_"), "dare": ("density", "rescale"), "linear": ()}
+SLICED = """\
+method: slerp
+base: a
+slices:
+  - sources: [{model: a, layers: [0, 4]}]
+  - sources:
+      - {model: b, layers: [2, 6], coefficient: 0.3}
+      - {model: a, layers: [4, 8]}
+    base: b
+    parameters: {t: [{match: "*.mlp.*", layers: [0, 0.5, 1]}, 0.4]}
+  - sources: [{model: a, layers: [0, 4]}]
+"""
+KNOWN = {
+    "ties": {"density": False, "lambda_": False, "coefficients": True, "densities": True},
+    "dare": {"density": False, "rescale": False},
+    "linear": {},
+}
 MINIMAL = "method: linear\nmodels: [a, b]\n"
 
 
@@ -46,7 +74,7 @@ def test_every_key_is_read() -> None:
         method="ties",
         models=("path/to/a", "path/to/b+path/to/adapter"),
         base="path/to/base",
-        coefficients=(1.0, 0.5),
+        settings=({}, {"coefficient": 0.5, "density": Schedule((Rule("*.mlp.*", (0.1, 0.9)), Rule("*", (0.3,))))}),
         parameters={
             "density": 0.2,
             "lambda_": Schedule((Rule("*.mlp.*", (0.5,)), Rule("*.self_attn.*", (0.2, 1.0)), Rule("*", (0.3,)))),
@@ -54,6 +82,18 @@ def test_every_key_is_read() -> None:
         copy=("*.embed_tokens.*",),
         drop=("classifier.*",),
         dtype="BF16",
+        compute_dtype="float16",
+        vocabulary=Vocabulary(
+            "union",
+            {
+                "<|im_start|>": TokenRule("path/to/a"),
+                "yes": TokenRule("path/to/a", token="no\n", force=True),
+                "12": TokenRule("path/to/a", token_id=3),
+                "<pad>": TokenRule("zero"),
+            },
+            64,
+        ),
+        chat_template="{% for m in messages %}\n{{ m }}",
         seed=7,
         shard_bytes=2**30,
     )
@@ -62,7 +102,69 @@ def test_every_key_is_read() -> None:
 def test_defaults() -> None:
     recipe = parse_recipe(MINIMAL)
     assert recipe == Recipe("linear", ("a", "b"))
-    assert (recipe.coefficients, recipe.dtype, recipe.seed, recipe.shard_bytes) == (None, None, 0, 5 * 10**9)
+    assert (recipe.settings, recipe.slices, recipe.dtype, recipe.compute_dtype) == ((), (), None, None)
+    assert (recipe.vocabulary, recipe.chat_template, recipe.seed, recipe.shard_bytes) == (None, None, 0, 5 * 10**9)
+
+
+def test_slices_are_read() -> None:
+    curve = Schedule((Rule("*.mlp.*", (0, 0.5, 1)), Rule("*", (0.4,))))
+    assert parse_recipe(SLICED) == Recipe(
+        method="slerp",
+        base="a",
+        slices=(
+            Slice((Source("a", (0, 4)),)),
+            Slice((Source("b", (2, 6), {"coefficient": 0.3}), Source("a", (4, 8))), "b", {"t": curve}),
+            Slice((Source("a", (0, 4)),)),
+        ),
+    )
+    assert parse_recipe(SLICED).references == ("a", "b")
+    assert parse_recipe(write_recipe(parse_recipe(SLICED))) == parse_recipe(SLICED)
+
+
+SLICE = "method: m\nslices:\n- sources:\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (MINIMAL + "slices: [{sources: [{model: a, layers: [0, 1]}]}]", "'models' and 'slices' are both given"),
+        ("method: m\nslices: []", "line 2: slices: expected a list of at least one slice, got an empty list"),
+        ("method: m\nslices: [a]", "line 2: slice 1: expected a mapping of keys to values, got 'a'"),
+        ("method: m\nslices: [{source: []}]", "slice 1: unknown key 'source'; did you mean 'sources'?"),
+        ("method: m\nslices: [{base: a}]", "line 2: slice 1: key 'sources' is missing"),
+        ("method: m\nslices: [{sources: []}]", "slice 1: expected a list of at least one source, got an empty"),
+        (SLICE + "  - a", "line 4: slice 1, source 1: expected {model: ..., layers: [first, end]}, got 'a'"),
+        (SLICE + "  - {model: a}", "line 4: slice 1, source 1: key 'layers' is missing"),
+        (SLICE + "  - {layers: [0, 1]}", "line 4: slice 1, source 1: key 'model' is missing"),
+        (SLICE + "  - {model: a, layers: [0]}", "source 1: layers: expected [first, end], the end not included"),
+        (SLICE + "  - {model: a, layers: 3}", "source 1: layers: expected [first, end], the end not included, got '3'"),
+        (SLICE + "  - {model: a, layers: [0, x]}", "source 1: layers: expected a number, got 'x'"),
+        (SLICE + "  - {model: a, layers: [0, 1.5]}", "layers: expected a whole number of at least 0, got '1.5'"),
+        (SLICE + "  - {model: a, layers: [-1, 2]}", "layers: expected a whole number of at least 0, got '-1'"),
+        (SLICE + "  - {model: a, layers: [2, 2]}", "slice 1: layers: expected [first, end] with 0 <= first < end"),
+        (
+            SLICE + "  - {model: a, layers: [0, 2]}\n  - {model: b, layers: [0, 3]}",
+            "line 3: slice 1: its sources span 2 of 'a', 3 of 'b' layers; expected equally many of each",
+        ),
+        (SLICE + "  - {model: a, layers: [0, 2]}\n  - {model: a, layers: [2, 4]}", "slice 1: 'a' is given twice"),
+        (SLICE + "  - {model: a, layers: [0, 2]}\n  base: b", "slice 1: the base 'b' is not among its sources"),
+        ("base: b\n" + SLICE + "  - {model: a, layers: [0, 2]}", "slice 1: the base 'b' is not among its sources"),
+        (SLICE + "  - {model: a, layers: [0, 2], density: }", "slice 1, source 1: density: has no value"),
+        (MINIMAL + "compute_dtype: int8", "compute_dtype: unknown dtype 'int8'; valid names: float16, bfloat16"),
+        (MINIMAL + "vocabulary: union", "line 3: vocabulary: expected a mapping of keys to values, got 'union'"),
+        (MINIMAL + "vocabulary: {}", "vocabulary: key 'source' is missing; give base, union or a model"),
+        (MINIMAL + "vocabulary: {sorce: base}", "vocabulary: unknown key 'sorce'; did you mean 'source'?"),
+        (MINIMAL + "vocabulary: {source: base, pad_to_multiple_of: 0}", "expected a whole number of at least 1"),
+        (MINIMAL + "vocabulary: {source: base, tokens: {x: {}}}", "token 'x': key 'source' is missing"),
+        (MINIMAL + "vocabulary: {source: base, tokens: {x: {source: a, token: b, token_id: 1}}}", "are both given"),
+        (MINIMAL + "vocabulary: {source: base, tokens: {x: {source: a, token_id: b}}}", "token_id: expected a number"),
+        (MINIMAL + "vocabulary: {source: base, tokens: {x: {source: a, force: 1}}}", "force: expected true or false"),
+        (MINIMAL + "chat_template: 3", "line 3: chat_template: expected text, got '3'"),
+        (MINIMAL + 'chat_template: "\\ud800"', "line 3: chat_template: "),
+    ],
+)
+def test_faults_of_slices_and_vocabularies(text: str, told: str) -> None:
+    assert told in faults(text)
 
 
 def test_aliases_within_the_budget_are_read() -> None:
@@ -121,10 +223,6 @@ def test_numbers_out_of_range_are_refused() -> None:
         ("method: m\nmodels: [12]", "line 2: model 1: expected text, got '12'; put it in quotes"),
         ("method: m\nmodels: [' ']", "line 2: model 1: expected text, got ' '"),
         ("method: m\nmodels: [{coefficient: 1}]", "line 2: model 1: key 'model' is missing"),
-        (
-            "method: m\nmodels: [{model: a, coeficient: 1}]",
-            "line 2: model 1: unknown key 'coeficient'; did you mean 'coefficient'?",
-        ),
         (
             "method: m\nmodels:\n- model: a\n  coefficient: half",
             "line 4: model 1: coefficient: expected a number, got 'half'",
@@ -198,6 +296,9 @@ def test_misspelled_methods_and_parameters_bring_the_nearest() -> None:
     message = faults(text, known=KNOWN)
     assert "line 4: parameters: unknown key 'densty'; did you mean 'density'?" in message
     assert "line 6: parameters: unknown key 'lambd'; did you mean 'lambda'?" in message
+    message = faults("method: ties\nmodels: [{model: a, coeficient: 1}, {modle: b}]", known=KNOWN)
+    assert "line 2: model 1: unknown key 'coeficient'; did you mean 'coefficient'?" in message
+    assert "line 2: model 2: unknown key 'modle'; did you mean 'model'?" in message
 
 
 def test_all_faults_are_told_at_once_by_line() -> None:
@@ -312,8 +413,16 @@ def test_writing_keeps_the_text_short_and_quotes_what_is_ambiguous() -> None:
     [
         Recipe("m", ()),
         Recipe("m", ("a", "a")),
-        Recipe("m", ("a",), coefficients=(1.0, 2.0)),
-        Recipe("m", ("a",), coefficients=(float("nan"),)),
+        Recipe("m", ("a",), settings=({"coefficient": 1.0}, {"coefficient": 2.0})),
+        Recipe("m", ("a",), settings=({"coefficient": float("nan")},)),
+        Recipe("m", ("a",), settings=({},)),
+        Recipe("m", ("a",), slices=(Slice((Source("a", (0, 1)),)),)),
+        Recipe("m", slices=(Slice((Source("a", (1, 1)),)),)),
+        Recipe("m", slices=(Slice(()),)),
+        Recipe("m", ("a",), compute_dtype="float32"),
+        Recipe("m", ("a",), vocabulary=Vocabulary("")),
+        Recipe("m", ("a",), vocabulary=Vocabulary("base", {"x": TokenRule("a", "b", 3)})),
+        Recipe("m", ("a",), chat_template=""),
         Recipe("m", ("a\nb",)),
         Recipe("m", ("a",), dtype="I8"),
         Recipe("m", ("a",), seed=-1),
@@ -332,23 +441,50 @@ NUMBERS = st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infini
 VALUES = NUMBERS | st.booleans() | TEXTS | st.sampled_from(["", "yes", "~", "null", "010", ".nan", "1e5", "<<"])
 GLOBS = TEXTS.filter(lambda text: not set(text) & set("\\^$()|") and not text.startswith(".*"))
 RULES = st.builds(Rule, GLOBS | st.just("*"), st.tuples(VALUES) | st.lists(NUMBERS, min_size=1, max_size=4).map(tuple))
+TOKENS = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=12).filter(str.strip)
 SETTINGS = VALUES | st.builds(Schedule, st.lists(RULES, min_size=1, max_size=3).map(tuple))
 NAMES = st.sampled_from(["density", "lambda_", "from_", "a1", "_x"])
+
+
+KEYED = st.dictionaries(NAMES, SETTINGS, max_size=2)
+OWN = st.dictionaries(NAMES, NUMBERS | st.builds(Schedule, st.tuples(RULES)), max_size=2)
+
+
+@st.composite
+def vocabularies(draw: st.DrawFn) -> Vocabulary:
+    rules = st.builds(TokenRule, TEXTS, token=st.none() | TOKENS, force=st.booleans())
+    rules |= st.builds(TokenRule, TEXTS, token_id=st.integers(0, 2**40))
+    tokens = draw(st.dictionaries(TOKENS, rules, max_size=3))
+    return Vocabulary(draw(TEXTS), tokens, draw(st.none() | st.integers(1, 256)))
+
+
+@st.composite
+def slices(draw: st.DrawFn) -> Slice:
+    models = draw(st.lists(TEXTS, min_size=1, max_size=3, unique=True))
+    count = draw(st.integers(1, 90))
+    starts = [draw(st.integers(0, 90)) for _ in models]
+    sources = [Source(m, (start, start + count), draw(OWN)) for m, start in zip(models, starts, strict=True)]
+    return Slice(tuple(sources), draw(st.none() | st.sampled_from(models)), draw(KEYED))
 
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     models = draw(st.lists(TEXTS, min_size=1, max_size=4, unique=True))
-    floats = st.floats(allow_nan=False, allow_infinity=False)
+    given = tuple(draw(OWN) for _ in models)
+    parts = draw(st.lists(slices(), max_size=2).map(tuple))
     return Recipe(
         method=draw(TEXTS),
-        models=tuple(models),
-        base=draw(st.none() | TEXTS.filter(lambda text: text not in models)),
-        coefficients=draw(st.none() | st.tuples(*[floats] * len(models))),
+        models=() if parts else tuple(models),
+        base=None if parts else draw(st.none() | TEXTS.filter(lambda text: text not in models)),
+        settings=given if any(given) and not parts else (),
+        slices=parts,
         parameters=draw(st.dictionaries(NAMES, SETTINGS)),
         copy=draw(st.lists(GLOBS, max_size=2).map(tuple)),
         drop=draw(st.lists(GLOBS, max_size=2).map(tuple)),
         dtype=draw(st.sampled_from([None, "F64", "F32", "F16", "BF16"])),
+        compute_dtype=draw(st.sampled_from([None, "float16", "bfloat16"])),
+        vocabulary=draw(st.none() | vocabularies()),
+        chat_template=draw(st.none() | TOKENS),
         seed=draw(st.integers(0, 2**64 - 1)),
         shard_bytes=draw(st.integers(1, 2**63) | st.just(3 * 10**9)),
     )
@@ -360,7 +496,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
 def test_what_is_written_reads_back_equal(recipe: Recipe) -> None:
     again = parse_recipe(write_recipe(recipe))
     assert again == recipe
-    assert repr(again.parameters) == repr(dict(recipe.parameters))  # 1, 1.0 and True are equal but not the same
+    assert repr(again) == repr(recipe)  # 1, 1.0 and True are equal but not the same
 
 
 @pytest.mark.property

@@ -5,25 +5,31 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from weightsmith.budget import Demand, choose_limits, machine_limit, usable_threads
+from weightsmith.budget import TOKEN_BYTES, Demand, choose_limits, machine_limit, usable_threads
 from weightsmith.checkpoint.entry import Checkpoint, Entry
 from weightsmith.checkpoint.names import layer_count
 from weightsmith.checkpoint.read import open_checkpoint
+from weightsmith.checkpoint.tokenizer import TokenizerFiles
 from weightsmith.device import find_device
 from weightsmith.errors import ArgumentError, MismatchError, WeightsmithError, nearest, raise_all, shown
-from weightsmith.matching import Dropped, match_tensors
 from weightsmith.merge import METHODS
-from weightsmith.method import KthMagnitude, Method, Reduction, Statistics, Tile, reduce_in_memory
-from weightsmith.recipe import Recipe, write_recipe
-from weightsmith.reductions import is_reduced_first
+from weightsmith.method import Method, Reduction, Statistics, Tile, reduce_in_memory
+from weightsmith.plan.matching import UNCHANGED, Dropped, match_tensors
+from weightsmith.plan.settings import Resolver, resolver
+from weightsmith.plan.slicing import Part, find_parts
+from weightsmith.recipe import Recipe
+from weightsmith.recipe.text import write_recipe
+from weightsmith.reductions import is_reduced_first, passes_of, ranks_of
 from weightsmith.stream import Job, Work
 from weightsmith.tensor.coding import stored_bytes
+from weightsmith.vocabulary import Aligned, Alignment, align
+from weightsmith.vocabulary.tokens import compare_vocabularies
 
 DEFAULT_MEMORY = 1_000_000_000
 
@@ -51,10 +57,14 @@ class Plan:
         recipe: What was asked.
         method: The method.
         inputs: The base, where the method has one, then the models; the first lends names, dtypes and files.
+        parts: The slices, each with its inputs; one part for whole models.
         works: One per output tensor, in output order.
+        origins: With slices: per layer of the output, the input and the layer that lend names and dtypes.
         dropped: Tensors of the inputs that are left out, and why.
         must_equal: Pairs of tensors dropped on the condition that they hold the same bytes.
         notes: What the user should know.
+        vocabulary: How the vocabularies were brought together; None without a rule.
+        tokenizer: What becomes of the tokenizer's files.
         job: What the engine needs.
         passes: How often the merged tensors are read.
         bytes_read: Over all passes.
@@ -64,10 +74,14 @@ class Plan:
     recipe: Recipe
     method: Method
     inputs: tuple[Checkpoint, ...]
+    parts: tuple[Part, ...]
     works: tuple[Work, ...]
+    origins: tuple[tuple[int, int], ...]
     dropped: tuple[Dropped, ...]
     must_equal: tuple[tuple[Entry, Entry], ...]
     notes: tuple[str, ...]
+    vocabulary: Alignment | None
+    tokenizer: TokenizerFiles
     job: Job
     passes: int
     bytes_read: int
@@ -83,15 +97,37 @@ class Plan:
         """The works that are copied byte for byte."""
         return [w for w in self.works if w.parameters is None]
 
+    @property
+    def parameters(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """The parameters that hold for all merged tensors, and by name those that differ, by tensor."""
+        given = {w.name: w.parameters or {} for w in self.merged}
+        first = next(iter(given.values()), {})
+        varying = [n for n in first if any(p[n] != first[n] for p in given.values())]
+        shared = {n: v for n, v in first.items() if n not in varying}
+        return shared, {n: {tensor: p[n] for tensor, p in given.items()} for n in varying}
+
+    def layer_sources(self) -> list[list[tuple[str, int]]]:
+        """Return, per layer of the output, its sources: reference and layer of each. [] for whole models."""
+        return [
+            [(self.inputs[i].reference, start + k) for i, start in zip(part.inputs, part.starts, strict=True)]
+            for part in self.parts
+            if part.label
+            for k in range(part.count)
+        ]
+
     def summary(self) -> dict[str, Any]:
         """Return the plan as plain data, for --json."""
         return {
             "method": self.method.name,
             "inputs": [c.reference for c in self.inputs],
+            "compute_dtype": self.recipe.compute_dtype or self.job.compute_dtype,
+            "parameters": dict(zip(("shared", "by_tensor"), self.parameters, strict=True)),
+            "layers": [[{"model": m, "layer": n} for m, n in sources] for sources in self.layer_sources()],
             "merged": len(self.merged),
             "merged_elements": sum(w.size for w in self.merged),
             "copied": [{"name": w.name, "reason": w.reason} for w in self.copied],
             "dropped": [asdict(d) for d in self.dropped],
+            "vocabulary": self.vocabulary and self.vocabulary.table(),
             "notes": list(self.notes),
             "passes": self.passes,
             "bytes_read": self.bytes_read,
@@ -122,8 +158,14 @@ def make_plan(recipe: Recipe, options: Options | None = None) -> Plan:
     """
     options = options or Options()
     method = find_method(recipe.method)
-    inputs = _open_inputs(recipe, method, options)
-    matched = match_tensors(recipe, method, inputs)
+    opened, parts, resolvers = _read_headers(recipe, method, options)
+    aligned = align(recipe, opened)
+    inputs = aligned.inputs
+    matched = match_tensors(recipe, method, inputs, parts, resolvers)
+    if recipe.vocabulary is None:
+        _compare_tokens(recipe, opened, parts, aligned)
+    matched.faults[:0] = aligned.faults
+    matched.notes += aligned.notes
     write_recipe(recipe)  # what the record cannot hold is refused before any work
     if matched.faults:
         raise_all(
@@ -135,12 +177,16 @@ def make_plan(recipe: Recipe, options: Options | None = None) -> Plan:
         )
     works = tuple(matched.works)
     merged = [w for w in works if w.parameters is not None]
-    if not merged:
+    if not merged and not any(w.reason == UNCHANGED for w in works):
         raise MismatchError(f"merge {method.name}: nothing to merge", expected="at least one tensor that is not copied")
-    asked = _reductions(method, merged[0])
-    job = _make_job(method, works, inputs, asked, options)
-    digits = 4 if job.compute_dtype == "float64" else 2  # a magnitude is found 16 bits at a time
-    more = sum(digits if isinstance(r, KthMagnitude) else 1 for r in asked)
+    asked = _reductions(method, merged[0]) if merged else []
+    job = replace(
+        _make_job(method, works, inputs, asked, options),
+        layers=matched.layers,
+        precision=recipe.compute_dtype or "float32",
+    )
+    scope = method.reduction_scope(merged[0].parameters or {}) if merged else None
+    more = sum(passes_of(r, scope, job.compute_dtype) for r in asked)
     passes = [1 + more * is_reduced_first(method, w, job.limits.tile) for w in merged]
     stored = [sum(w.size * stored_bytes(e.dtype) for e in w.inputs) for w in merged]
     copied = sum(w.inputs[0].nbytes for w in works if w.parameters is None)
@@ -148,20 +194,69 @@ def make_plan(recipe: Recipe, options: Options | None = None) -> Plan:
         recipe=recipe,
         method=method,
         inputs=inputs,
+        parts=tuple(parts),
         works=works,
+        origins=tuple(matched.origins),
         dropped=tuple(matched.dropped),
         must_equal=tuple(matched.must_equal),
         notes=tuple(dict.fromkeys(matched.notes)),
+        vocabulary=aligned.alignment,
+        tokenizer=aligned.output,
         job=job,
-        passes=max(passes),
+        passes=max(passes, default=1),
         bytes_read=sum(p * size for p, size in zip(passes, stored, strict=True)) + copied,
         bytes_written=copied + sum(w.size * stored_bytes(w.dtype) for w in merged),
     )
 
 
-def _open_inputs(recipe: Recipe, method: Method, options: Options) -> tuple[Checkpoint, ...]:
-    """Open base and models; faults of several inputs are reported together."""
-    if method.has_base and recipe.base is None:
+def _compare_tokens(recipe: Recipe, inputs: Sequence[Checkpoint], parts: Sequence[Part], aligned: Aligned) -> None:
+    """Report models whose embeddings or heads would be merged, or stacked, with other tokens in their rows."""
+    groups = {part.inputs for part in parts if part.has_start or part.has_end}
+    groups.add((parts[0].inputs[0], parts[-1].inputs[0]))
+    for group in groups:
+        faults, notes = compare_vocabularies([inputs[i] for i in dict.fromkeys(group)], recipe.copy)
+        aligned.faults += [fault for fault in faults if fault not in aligned.faults]
+        aligned.notes += notes
+
+
+def _read_headers(
+    recipe: Recipe, method: Method, options: Options
+) -> tuple[tuple[Checkpoint, ...], list[Part], list[Resolver]]:
+    """Open the inputs and check slices and parameters; what is wrong with any of them is reported together."""
+    _check_base_given(recipe, method)
+    opened: list[Checkpoint | None] = []
+    problems: list[WeightsmithError] = []
+    for reference in recipe.references:
+        try:
+            opened.append(open_checkpoint(reference, follow_symlinks=options.follow_symlinks))
+        except WeightsmithError as error:
+            opened.append(None)
+            problems.append(error)
+    parts, faults = find_parts(recipe, method, opened)
+    problems += [ArgumentError(fault) for fault in faults]
+    resolvers = []
+    for part in parts:
+        where = f"{part.label}: " if part.label else ""
+        try:
+            _check_distinct([c for c in (opened[i] for i in part.inputs) if c], method)
+            if len(part.inputs) > method.has_base or not part.label:
+                resolvers.append(resolver(recipe, method, part))
+            else:
+                resolvers.append(Resolver(method, {}, {}, {}, part.count))  # the base alone, which is copied
+        except WeightsmithError as error:
+            problems.append(type(error)(f"{where}{error}") if where else error)
+    if not problems and len(parts) > 1:
+        problems += _scope_problems(method, parts, resolvers)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        told = list(dict.fromkeys(map(str, problems)))
+        raise_all(told, type(problems[0]), f"merge {method.name}: the inputs cannot be used")
+    return tuple(c for c in opened if c), parts, resolvers
+
+
+def _check_base_given(recipe: Recipe, method: Method) -> None:
+    if method.has_base and recipe.base is None and not recipe.slices:
         raise ArgumentError(
             f"merge {method.name}: the base is missing",
             do="Pass --base, the model all others were trained from",
@@ -171,17 +266,10 @@ def _open_inputs(recipe: Recipe, method: Method, options: Options) -> tuple[Chec
             f"merge {method.name} takes no base",
             do="Leave it out, or list it as a model if it is to be merged",
         )
-    references = ([recipe.base] if recipe.base is not None else []) + list(recipe.models)
-    opened, faults = [], []
-    for reference in references:
-        try:
-            opened.append(open_checkpoint(reference, follow_symlinks=options.follow_symlinks))
-        except WeightsmithError as error:
-            faults.append(error)
-    if len(faults) == 1:
-        raise faults[0]
-    if faults:
-        raise_all([str(f) for f in faults], type(faults[0]), f"merge {method.name}: the inputs cannot be opened")
+
+
+def _check_distinct(opened: Sequence[Checkpoint], method: Method) -> None:
+    """Refuse two references to the same files among the inputs of one tensor."""
     seen: dict[tuple[str, ...], str] = {}
     for checkpoint in opened:
         files = tuple(map(os.path.realpath, checkpoint.files))
@@ -191,7 +279,23 @@ def _open_inputs(recipe: Recipe, method: Method, options: Options) -> tuple[Chec
                 do="Name each model once, and the base only as the base",
             )
         seen[files] = checkpoint.reference
-    return tuple(opened)
+
+
+def _scope_problems(method: Method, parts: Sequence[Part], resolvers: Sequence[Resolver]) -> list[ArgumentError]:
+    """Return why slices cannot share a reduction over the whole model."""
+    scoped = [r.example for p, r in zip(parts, resolvers, strict=True) if len(p.inputs) > method.has_base]
+    asked = [tuple((n, f.get(n)) for n in sorted({*method.prepared_by, "scope"})) for f in scoped]
+    is_whole = any(method.reduction_scope(f) == "model" for f in scoped)
+    if is_whole and (len(set(asked)) > 1 or len({p.inputs for p in parts}) > 1):
+        return [
+            ArgumentError(
+                f"merge {method.name}: scope",
+                expected="the same models and parameters in every slice, since it is the whole model",
+                got="slices that differ",
+                do="Set scope to tensor",
+            )
+        ]
+    return []
 
 
 def _reductions(method: Method, work: Work) -> list[Reduction]:
@@ -223,15 +327,20 @@ def _make_job(
 ) -> Job:
     merged = [w for w in works if w.parameters is not None]
     wide = any(e.dtype == "F64" for w in merged for e in w.inputs)
-    by_row = [w for w in merged if method.reduction_scope(w.parameters or {}) == "row"]
+    by_row = [w for w in merged if method.takes_rows(w.parameters or {})]
+    whole = max((w.size for w in merged if method.takes_matrix(w.shape)), default=0)
     lows = [e.low_rank for w in merged for e in w.inputs if e.low_rank is not None]
     demand = Demand(
         inputs=len(inputs),
         entries=sum(len(c.tensors) for c in inputs),
         itemsize=8 if wide else 4,
-        ranks=max((len(r.ranks(10**6)) for r in asked if isinstance(r, KthMagnitude)), default=0),
+        ranks=max((ranks_of(r, len(merged[0].inputs) - method.has_base) for r in asked), default=0),
+        ranked=max((w.size for w in merged if method.reduction_scope(w.parameters or {}) == "tensor"), default=0),
         row=max((w.shape[-1] if w.shape else 1 for w in by_row), default=0),
         factor_bytes=max((4 * (p.down.size + p.up.size) for p in lows), default=0),
+        # Base, one input, the result and its bytes; then what the method works with.
+        matrix_bytes=whole * (3 * (8 if wide else 4) + 8 + 8 * method.matrices),
+        token_bytes=TOKEN_BYTES * len(inputs) * max((e.shape[0] for w in works for e in w.inputs if e.rows), default=0),
         on_device=options.device != "cpu",
     )
     threads = options.threads or usable_threads()

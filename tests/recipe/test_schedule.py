@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightsmith.errors import ArgumentError
-from weightsmith.schedule import Rule, Schedule
+from weightsmith.recipe.schedule import Rule, Schedule
 
 
 def test_schedules_take_the_first_match_and_interpolate() -> None:
@@ -20,7 +20,8 @@ def test_schedules_take_the_first_match_and_interpolate() -> None:
     assert schedule.value("l.q.w", 3, 5) == 2
     assert schedule.value("l.Q.w", 3, 5) == "x"
     assert schedule.value("l.mlp.w", None, 5) == 0.0
-    assert Schedule((Rule("*", (0.25, 1.0)),)).value("w", 0, 1) == 0.25
+    assert Schedule((Rule("*", (0.25, 1.0)),)).value("w", 0, 1) == 1.0  # one layer is the end of the curve
+    assert Schedule((Rule("*", (0.25, 1.0)),)).value("w", None, 1) == 0.25
     assert Schedule((Rule("*", (0.1, 0.1)),)).value("w", 1, 4) == 0.1
     assert Schedule((Rule("*", (0.0, 1.0)),)).value("w", 1, 4) == pytest.approx(1 / 3)
 
@@ -53,9 +54,10 @@ def test_curves_stay_between_their_neighbors(values: list[float], layers: int, d
     schedule = Schedule((Rule("*", tuple(values)),))
     layer = data.draw(st.integers(0, layers - 1))
     got = schedule.value("w", layer, layers)
-    place = 0.0 if layers == 1 else layer / (layers - 1) * (len(values) - 1)
+    place = len(values) - 1 if layers == 1 else layer / (layers - 1) * (len(values) - 1)
     around = values[int(place) : int(place) + 2] or values[-1:]
     assert isinstance(got, float)
     assert min(around) - 1e-6 <= got <= max(around) + 1e-6
-    assert schedule.value("w", 0, layers) == values[0]
-    assert schedule.value("w", layers - 1, layers) == (values[-1] if layers > 1 else values[0])
+    assert schedule.value("w", None, layers) == values[0]
+    assert schedule.value("w", 0, layers) == (values[0] if layers > 1 else values[-1])
+    assert schedule.value("w", layers - 1, layers) == values[-1]
