@@ -10,9 +10,11 @@ from typing import Any
 
 import yaml
 
+from weightsmith.checkpoint.config_text import config_with_dtype, config_with_layers
 from weightsmith.checkpoint.entry import Checkpoint
 from weightsmith.checkpoint.folder import check_member
-from weightsmith.checkpoint.header import read_exactly, regular_file, strict_json
+from weightsmith.checkpoint.header import read_exactly, regular_file
+from weightsmith.checkpoint.names import layer_count
 from weightsmith.errors import ArgumentError, CheckpointError, ResourceError, shown
 from weightsmith.strict_yaml import Faults, mapping, parse_tree, text_of
 
@@ -29,24 +31,31 @@ _WEIGHTS = (
 )  # fmt: skip
 _CODE = (".py", ".pyc", ".so", ".dll", ".dylib", ".exe", ".sh", ".bat", ".ps1")
 _TRAINING = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
-_JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
 _CHUNK = 1 << 20
 
 
-def carry(checkpoint: Checkpoint, into: Path, *, dtype: str | None, code: bool) -> list[dict[str, Any]]:
+def carry(
+    checkpoint: Checkpoint,
+    into: Path,
+    *,
+    dtype: str | None,
+    code: bool,
+    origins: Sequence[tuple[Checkpoint, int]] = (),
+) -> list[dict[str, Any]]:
     """Copy the files beside a checkpoint's weights: those of its folder and of subfolders without weights.
 
     Weights, indexes, adapters, hidden files, the model card, records of training and files above
     MAX_FILE_BYTES stay behind, and so do links that lead outside. Everything is copied byte for byte, save
-    that config.json gets the dtype of the new weights where it names another one.
+    that config.json gets the dtype of the new weights where it names another one, and their layers where those were stacked.
 
     Args:
         checkpoint: The opened checkpoint; nothing is carried where it has no folder.
         into: The folder of the result, which exists; a file already there is replaced.
         dtype: The one dtype of the new weights as safetensors names it; None where they have several.
         code: Copy custom code (`*.py` and other programs) as well.
+        origins: Per layer of the new weights the model and the layer that it comes from; none where layers stay.
 
     Returns:
         One record per file, by name: file, action ("copied", "rewritten" or "skipped"), reason, and bytes
@@ -66,7 +75,7 @@ def carry(checkpoint: Checkpoint, into: Path, *, dtype: str | None, code: bool) 
     for name, reason in list(_listing(checkpoint.folder, weights, code)):
         action, count = "skipped", 0
         if not reason:
-            action, count, reason = _carry_file(checkpoint.folder, name, into, dtype)
+            action, count, reason = _carry_file(checkpoint, name, into, dtype, origins)
         if name == "config.json" and "auto_map" in checkpoint.config and not code:
             reason = f"{reason}; " if reason else ""
             reason += "auto_map names custom code, which was not copied and is needed to load the model"
@@ -134,17 +143,26 @@ def _reason_of_name(name: str) -> str:
     return "" if name.isprintable() else "a name with control characters"
 
 
-def _carry_file(folder: Path, name: str, into: Path, dtype: str | None) -> tuple[str, int, str]:
+def _carry_file(
+    checkpoint: Checkpoint, name: str, into: Path, dtype: str | None, origins: Sequence[tuple[Checkpoint, int]]
+) -> tuple[str, int, str]:
     """Copy one file; return the action, the bytes written and the reason of a rewrite."""
-    source, target, word = folder / name, into / name, _CONFIG_NAMES.get(dtype or "")
+    source, target, word = (checkpoint.folder or Path()) / name, into / name, _CONFIG_NAMES.get(dtype or "")
     with regular_file(source) as (handle, size):
         chunks = (read_exactly(handle, min(_CHUNK, size - at), at, source) for at in range(0, size, _CHUNK))
         action, reason = "copied", ""
         if name == "config.json":
             before = b"".join(chunks)
-            after = config_with_dtype(before, word, f"file {shown(source)}")
-            if after != before:
-                action, reason, size = "rewritten", f"dtype set to {word}, that of the weights", len(after)
+            what = f"file {shown(source)}"
+            after = config_with_dtype(before, word, what)
+            reasons = [f"dtype set to {word}, that of the weights"] if after != before else []
+            if origins:
+                stacked = [(model.config, layer) for model, layer in origins]
+                layered = config_with_layers(after, layer_count(checkpoint.tensors), stacked, what)
+                reasons += ["layers set to those of the weights"] if layered != after else []
+                after = layered
+            if reasons:
+                action, reason, size = "rewritten", "; ".join(reasons), len(after)
             chunks = (piece for piece in (after,))
         try:
             target.parent.mkdir(exist_ok=True)
@@ -154,50 +172,6 @@ def _carry_file(folder: Path, name: str, into: Path, dtype: str | None) -> tuple
         except OSError as error:
             raise ResourceError(f"file {shown(target)} cannot be written: {error.strerror}") from error
     return action, size, reason
-
-
-def config_with_dtype(text: bytes, dtype: str | None, what: str = "config.json") -> bytes:
-    """Return a config.json whose `dtype` and `torch_dtype` keys say `dtype`; every other byte stays.
-
-    Keys of the top level and of nested `*_config` objects (`text_config`, ...) count, except those that
-    describe a quantization. No key is added, an empty key is filled at the top level only, and values that
-    are not a dtype's name are left alone. None changes nothing.
-
-    >>> config_with_dtype(b'{"a": 1, "torch_dtype": "float32"}', "bfloat16")
-    b'{"a": 1, "torch_dtype": "bfloat16"}'
-    """
-    strict_json(text, what, nonfinite=True)
-    if dtype is None:
-        return text
-    pieces: list[bytes] = []
-    done = 0
-    path: list[bytes] = []  # the key whose value each open object or list is
-    key = before = b""
-    for token in _JSON_TOKEN.finditer(text):
-        word = token.group()
-        if word in (b"{", b"["):
-            path.append(key)
-            key = b""
-        elif word in (b"}", b"]"):
-            path.pop()
-        elif word == b":":
-            key = before
-        elif before == b":":
-            if key in (b'"dtype"', b'"torch_dtype"') and _is_stale(path, word, dtype):
-                pieces += [text[done : token.start()], f'"{dtype}"'.encode()]
-                done = token.end()
-            key = b""
-        before = word
-    return b"".join([*pieces, text[done:]])
-
-
-def _is_stale(path: Sequence[bytes], word: bytes, dtype: str) -> bool:
-    """Tell whether a JSON value at `path` is the name of another dtype than the weights'."""
-    if any(not key.endswith(b'_config"') or key.startswith(b'"quantization') for key in path[1:]):
-        return False
-    if word == b"null":
-        return len(path) == 1
-    return word.startswith(b'"') and word.strip(b'"').removeprefix(b"torch.") != dtype.encode()
 
 
 def model_card(
@@ -210,6 +184,7 @@ def model_card(
     version: str,
     notes: Sequence[str] = (),
     transformers: bool = False,
+    about: str = "",
 ) -> str:
     """Return the README.md of a merged model: YAML front matter, what was done, the inputs and the recipe.
 
@@ -225,12 +200,15 @@ def model_card(
         version: The version of weightsmith.
         notes: Sentences to add, one per line.
         transformers: Whether the result loads with transformers (its config.json names architectures).
+        about: What was done, in one sentence, where it was no merge.
     """
     license_, sentence = _common_license(sources)
     parents = [public_name(part) for reference in bases for part in _parts(reference)]
-    front: dict[str, Any] = {"base_model": list(dict.fromkeys(parents)), "base_model_relation": "merge"}
+    front: dict[str, Any] = {"base_model": list(dict.fromkeys(parents))}
+    front |= {} if about else {"base_model_relation": "merge"}
     front |= {"library_name": "transformers"} if transformers else {}
-    front |= {"tags": ["merge", "weightsmith"], **license_}
+    front |= {"tags": ["weightsmith"] if about else ["merge", "weightsmith"], **license_}
+    told = f"The weights of {len(sources)} checkpoints, merged with the method {_plain(method)}"
     hide = _hider([*bases, *(source.reference for source in sources)])
     lines = [
         "---",
@@ -238,8 +216,7 @@ def model_card(
         "",
         f"# {_plain(hide(title)) or 'Merged model'}",
         "",
-        f"The weights of {len(sources)} checkpoints, merged with the method {_plain(method)} by weightsmith "
-        f"{_plain(version)}. No training took place. {sentence}",
+        f"{_plain(about) or told} by weightsmith {_plain(version)}. No training took place. {sentence}",
         "",
         "| model | revision | tensors | elements |",
         "|---|---|---|---|",

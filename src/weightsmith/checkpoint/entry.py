@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 # Every dtype that safetensors knows, with the bits of one element. All can be copied byte for byte.
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
@@ -21,7 +23,8 @@ INTEGER_DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 class Entry:
     """One stored tensor: `nbytes` bytes at `offset` of `file`, row-major, little-endian.
 
-    `low_rank`, where present, is added to the stored values when they are read (an adapter).
+    `low_rank`, where present, is added to the stored values when they are read (an adapter). `rows`, where present,
+    says of which stored rows the tensor is made, in place of `offset` (another vocabulary).
     """
 
     name: str
@@ -31,6 +34,7 @@ class Entry:
     offset: int
     nbytes: int
     low_rank: LowRank | None = None
+    rows: Rows | None = None
 
     @property
     def size(self) -> int:
@@ -50,6 +54,28 @@ class LowRank:
     up: Entry
     scale: float
     transposed: bool
+
+
+ZERO, MEAN, PADDING = -1, -2, -3  # rows that are not stored
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Of which rows a tensor is made, in runs; read by `checkpoint.rows`.
+
+    Run r fills the tensor's rows from begins[r] up to the next run, or the tensor's end, with consecutive rows of
+    sources[parts[r]] from its row firsts[r] on. Other values of parts[r]: ZERO for zeros; MEAN for the means of the
+    rows that means[firsts[r]], means[firsts[r] + 1], ... list as (source, row); PADDING for the mean of the tensor's
+    own first `real` rows. Numbers are rounded to the tensor's dtype, so that all is as if it had been stored so.
+    """
+
+    sources: tuple[Entry, ...]
+    begins: np.ndarray[Any, np.dtype[np.int64]]
+    parts: np.ndarray[Any, np.dtype[np.int64]]
+    firsts: np.ndarray[Any, np.dtype[np.int64]]
+    means: tuple[tuple[tuple[int, int], ...], ...] = ()
+    real: int = 0
+    padding: list[bytes] = field(default_factory=list)  # the row of PADDING, once it is known
 
 
 @dataclass(frozen=True)

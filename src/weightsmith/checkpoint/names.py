@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 # First rule that fits wins; the parts are looked for anywhere in the lower-case name.
 _KINDS = (
@@ -30,6 +32,7 @@ _HEADS = (
     "lm_head.decoder.weight",
     "output.weight",
 )
+_EXPERT = re.compile(r"(?:(.*)\.)?experts\.(?:(?:expert_)?([0-9]{1,5})\.)?(.+)", re.DOTALL)
 _BACKBONES = ("model", "transformer", "gpt_neox", "encoder", "decoder")
 
 
@@ -48,6 +51,40 @@ def layer_of(name: str) -> int | None:
         if part.isdigit() and part.isascii() and len(part) <= 5:
             return int(part)
     return None
+
+
+def renumbered(name: str, layer: int) -> str:
+    """Return the name with the number of its layer replaced.
+
+    >>> renumbered("model.layers.3.mlp.experts.5.up_proj.weight", 12)
+    'model.layers.12.mlp.experts.5.up_proj.weight'
+    """
+    parts = name.split(".")
+    for place, part in enumerate(parts):
+        if layer_of(part) is not None:
+            parts[place] = str(layer)
+            break
+    return ".".join(parts)
+
+
+def stack_of(name: str) -> str:
+    """Return what precedes the layer's number in a name: the stack of layers; "" outside the layers.
+
+    >>> stack_of("model.layers.3.mlp.up_proj.weight"), stack_of("lm_head.weight")
+    ('model.layers.', '')
+    """
+    parts = name.split(".")
+    return next(("".join(f"{p}." for p in parts[:i]) for i, p in enumerate(parts) if layer_of(p) is not None), "")
+
+
+def precedes_layers(name: str) -> bool:
+    """Tell whether a tensor outside the layers comes before them (embeddings), not after (final norm, head).
+
+    >>> [precedes_layers(n) for n in ("bert.embeddings.LayerNorm.weight", "model.norm.weight", "embed_out.weight")]
+    [True, False, False]
+    """
+    kind = kind_of(name)
+    return kind in ("embedding", "convolution", "other") or (kind == "norm" and "embed" in name.lower())
 
 
 def layer_count(names: Iterable[str]) -> int:
@@ -70,6 +107,43 @@ def kind_of(name: str) -> str:
         if any(part in lower for part in parts):
             return kind
     return "head" if lower == "output.weight" else "other"
+
+
+def expert_place(name: str) -> tuple[str, int | None, str] | None:
+    """Return what precedes the part `experts`, the expert's number (None where all are stacked), and what follows.
+
+    >>> expert_place("model.layers.3.mlp.experts.5.up_proj.weight"), expert_place("mlp.experts.down_proj")
+    (('model.layers.3.mlp', 5, 'up_proj.weight'), ('mlp', None, 'down_proj'))
+    >>> expert_place("mlp.shared_experts.up_proj.weight") is None
+    True
+    """
+    found = _EXPERT.fullmatch(name)
+    return None if found is None else (found[1] or "", None if found[2] is None else int(found[2]), found[3])
+
+
+def expert_counts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Return how many experts there are, by what precedes `experts`: by the largest number, or stacked in 3 axes.
+
+    >>> expert_counts({"a.experts.0.w1": (2, 3), "a.experts.1.w1": (2, 3), "b.experts.w1": (4, 2, 3)})
+    {'a': 2, 'b': 4}
+    """
+    counts: dict[str, int] = {}
+    for name, shape in shapes.items():
+        place = expert_place(name)
+        if place is not None and (place[1] is not None or len(shape) > 2):
+            count = shape[0] if place[1] is None else place[1] + 1
+            counts[place[0]] = max(count, counts.get(place[0], 0))
+    return counts
+
+
+def is_expert(name: str) -> bool:
+    """Tell whether a tensor belongs to one of several numbered experts, which a model may hold as one tensor when loaded.
+
+    >>> is_expert("model.layers.3.mlp.experts.5.up_proj.weight"), is_expert("model.layers.3.mlp.gate.weight")
+    (True, False)
+    """
+    parts = name.split(".")
+    return any(part == "experts" and after.isdigit() for part, after in pairwise(parts))
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -15,6 +15,7 @@ from weightsmith.checkpoint import adapter, hub, torchfile
 from weightsmith.checkpoint.entry import Checkpoint, Entry
 from weightsmith.checkpoint.folder import open_file, open_folder
 from weightsmith.checkpoint.header import open_regular, read_exactly, regular_file
+from weightsmith.checkpoint.rows import gather
 from weightsmith.errors import ArgumentError, CheckpointError, ResourceError, nearest, raise_all, shown
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@\w[\w./-]*)?", re.ASCII)
@@ -118,6 +119,13 @@ class Files:
             raise self._failed(path, offset, error) from error
         if done != target.nbytes:
             self._finish(handle, path, offset, target, done)
+
+    def entry_into(self, entry: Entry, start: int, target: memoryview) -> None:
+        """Fill `target` from byte `start` of a tensor, its rows gathered where they were re-ordered; see `pread_into`."""
+        if entry.rows is None:
+            self.pread_into(entry.file, entry.offset + start, target)
+        else:
+            gather(entry, entry.rows, start, target, self.pread_into)
 
     def close(self) -> None:
         """Close every descriptor; the pool may be used again."""
