@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -64,10 +66,12 @@ def test_help_of_every_method(command, verb, method):
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_examples_of_methods_are_valid_commands(family, tmp_path, command, method):
     words = method.example.split()[1:]
-    folders = dict(zip(("B", "A", "A1", "A2"), (family[0], family[1], family[1], family[2]), strict=True))
-    if "A" in words and "B" in words and not method.has_base:
-        folders["B"] = family[2]
-    words = [str(folders.get(w, tmp_path / "out" if w == "OUT" else w)) for w in words]
+    named = [word for option, word in pairwise(words) if option in ("--base", "--model")]
+    folders = {"OUT": tmp_path / "out"}
+    for i, name in enumerate(dict.fromkeys(named)):  # the base comes first where there is one
+        folders[name] = tmp_path / f"model{i}"
+        shutil.copytree(family[min(i, 2)], folders[name])
+    words = [str(folders.get(w, w)) for w in words]
     ran = command(*words, "--quiet")
     assert ran.code == 0, ran
     assert command("verify", tmp_path / "out", "--quiet").code == 0

@@ -18,9 +18,15 @@ from weightsmith.errors import ResourceError, WeightsmithError, nearest, shown
 VERBS = {
     "merge": "Merge models into one.",
     "plan": "Say what a merge would do, from headers alone.",
+    "convert-recipe": "Turn a recipe of mergekit's into one of ours.",
     "methods": "List the merge methods, or explain one.",
     "inspect": "Show a model's tensors by layer and kind, and what drifted from its base.",
     "compare": "Compare two models tensor by tensor.",
+    "align": "Permute a model's hidden units to match a reference's; what it computes stays the same.",
+    "shrink": "Merge a model's hidden units that are nearly alike into a narrower one.",
+    "merge-experts": "Merge the experts inside a mixture-of-experts model in groups.",
+    "extract-lora": "Write what a finetuned model changed as a LoRA adapter that PEFT loads.",
+    "merge-adapters": "Merge LoRA adapters of one base into one, exactly on their products.",
     "verify": "Check a merged model against its record and its inputs.",
     "demo": "Train, merge and evaluate small models on handwritten digits.",
 }
@@ -39,7 +45,8 @@ Exit codes:
   5    a fault of weightsmith itself
   130  interrupted; nothing half-written is left (143 when terminated)
 
-Every verb has a Python twin: weightsmith.merge, .make_plan, .inspect, .compare, .verify, .demo.
+Every verb has a Python twin: weightsmith.merge, .make_plan, .convert_recipe, .inspect, .compare, .align, .shrink,
+.extract_lora, .merge_adapters, .merge_experts, .verify, .demo.
 """
 
 
@@ -54,7 +61,7 @@ class _Verbs(click.Group):
         """Import the verb's file and return its command."""
         if name not in VERBS:
             return None
-        module = "weightsmith.demo.verb" if name == "demo" else f"weightsmith.cli.{name}"
+        module = "weightsmith.demo.verb" if name == "demo" else f"weightsmith.cli.{name.replace('-', '_')}"
         command: click.Command = importlib.import_module(module).command
         return command
 

@@ -27,6 +27,11 @@ INPUTS = (
         help="Leave out these tensors, which the first input lacks.",
     ),
     click.Option(["--dtype"], type=click.Choice(list(DTYPES)), help="Output dtype. Default: as in the first input."),
+    click.Option(
+        ["--tokenizer"],
+        metavar="base|union|MODEL",
+        help="The output's vocabulary, where the models' differ: rows of embeddings are merged by token.",
+    ),
     click.Option(["--shard-size"], default="5GB", show_default=True, metavar="SIZE", help="Bytes per output file."),
 )
 MACHINE = (
@@ -48,6 +53,11 @@ WRITING = (
     click.Option(["--code"], is_flag=True, help="Carry custom code files over as well."),
     click.Option(["--digest-inputs"], is_flag=True, help="Record the SHA-256 of every input file."),
     click.Option(["--dry-run"], is_flag=True, help="Only say what would be done, from headers alone."),
+)
+PEER_EXACT = click.Option(
+    ["--peer-exact"],
+    is_flag=True,
+    help="With mergekit's recipes: reproduce its harmless defects, which `weightsmith convert-recipe --help` lists.",
 )
 SHOWING = (
     click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document."),

@@ -1,0 +1,35 @@
+"""mergekit's recipe files to our own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from weightsmith.dialect.steps import is_dialect, read_steps
+from weightsmith.errors import RecipeError, shown
+from weightsmith.recipe.text import write_recipe
+
+
+def convert_recipe(path: str | Path, *, peer_exact: bool = False) -> str:
+    """Return a mergekit recipe as the text of one of our own; merging that gives the same bytes.
+
+    Args:
+        path: The recipe file.
+        peer_exact: Reproduce mergekit's harmless defects; `weightsmith convert-recipe --help` lists them.
+
+    Raises:
+        RecipeError: It is not a recipe of mergekit, cannot be run, or has several documents.
+
+    The same on the command line: weightsmith convert-recipe mergekit.yml
+    """
+    if not is_dialect(path):
+        raise RecipeError(f"recipe {shown(path)}", expected="mergekit's key 'merge_method'", got="none")
+    steps = read_steps(path)
+    if len(steps) > 1:
+        raise RecipeError(
+            f"recipe {shown(path)}",
+            expected="one document, since a recipe of our own holds one merge",
+            got=f"{len(steps)}",
+            do="Merge the file as it is, or put each document into a file",
+        )
+    made = steps[0].translate(peer_exact=peer_exact)
+    return "".join(f"# {shown(note)}\n" for note in made.notes) + write_recipe(made.recipe)

@@ -1,0 +1,294 @@
+"""One mergekit recipe to our own: methods by table, parameters level by level, precision from dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, Checkpoint
+from weightsmith.checkpoint.read import open_checkpoint
+from weightsmith.dialect.document import Document, Input, Part
+from weightsmith.dialect.idle import without_idle
+from weightsmith.dialect.methods import PEER_METHODS, ROW_WISE, Argument, PeerMethod
+from weightsmith.dialect.setting import Level, in_force, setting_of
+from weightsmith.dialect.tree import Notes
+from weightsmith.errors import RecipeError, WeightsmithError, nearest, raise_all, shown
+from weightsmith.recipe import Recipe, Setting, Slice, Source
+from weightsmith.recipe.schedule import Schedule
+from weightsmith.strict_yaml import Faults
+
+_ROUNDED = {"BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A recipe of our own, and what its reader should know."""
+
+    recipe: Recipe
+    notes: tuple[str, ...]
+
+
+def translate(
+    document: Document,
+    where: str = "recipe",
+    *,
+    places: Mapping[str, str] | None = None,
+    peer_exact: bool = False,
+    follow_symlinks: bool = False,
+) -> Translation:
+    """Return our recipe for a document of mergekit's dialect.
+
+    Headers of the models are read where the recipe leaves the precision to them.
+
+    Args:
+        document: What was written.
+        where: What it is, for messages.
+        places: Folders of the results of other documents, by name.
+        peer_exact: Reproduce the peer's harmless defects; `weightsmith convert-recipe --help` lists them.
+        follow_symlinks: Let links of a model's folder lead outside it.
+
+    Raises:
+        RecipeError: The recipe cannot be run; all faults together.
+    """
+    faults: Faults = []
+    notes: Notes = []
+    method = PEER_METHODS.get(document.method)
+    if method is None:
+        told = f"unknown merge_method '{shown(document.method)}'; {nearest(document.method, PEER_METHODS)}"
+        faults.append((document.method_line, told))
+    else:
+        _tell_unused(document, method, notes)
+        recipe = _recipe(document, method, peer_exact, faults, notes)
+    if faults or method is None:
+        told_all = [f"line {line}: {fault}" for line, fault in sorted(set(faults))]
+        raise_all(told_all, RecipeError, shown(where))
+    recipe = _placed(recipe, places or {})
+    opened = _opened(recipe, follow_symlinks)
+    if opened:
+        recipe = without_idle(recipe, opened, notes)
+    if peer_exact and method.widens and document.out_dtype is None:
+        recipe = replace(recipe, dtype="F32")
+    if document.dtype is None:
+        recipe = _with_precision(recipe, opened, notes)
+    precision = recipe.compute_dtype or "float32"
+    scope = "" if recipe.method == document.method else f" as {recipe.method}"
+    read = f"read as mergekit's dialect: {document.method}{scope} with mergekit's formulas, tensor by tensor, in {precision}"
+    return Translation(recipe, tuple(dict.fromkeys([read, *notes])))
+
+
+def _recipe(document: Document, method: PeerMethod, peer_exact: bool, faults: Faults, notes: Notes) -> Recipe:
+    fixed = {**method.fixed, **(method.exact if peer_exact else {})}
+    notes += [] if peer_exact else method.notes
+    has_base = method.base == "optional" and any(part.base or document.base for part in document.parts)
+    recipe = Recipe(
+        method.with_base if has_base else method.ours,
+        base=document.base if method.base in ("needed", "optional") else None,
+        dtype=document.out_dtype or document.dtype,
+        compute_dtype=_ROUNDED.get(document.dtype or ""),
+        vocabulary=document.vocabulary,
+        chat_template=document.chat_template,
+    )
+    if recipe.vocabulary is not None and recipe.vocabulary.source == "base" and recipe.base is None:
+        if document.base is None:
+            faults.append((document.line, "the tokenizer of the base is asked for, and key 'base_model' is missing"))
+        recipe = replace(recipe, vocabulary=replace(recipe.vocabulary, source=document.base or "base"))
+    lender = document.parts[0].inputs[0].model if document.parts[0].inputs else None
+    if method.base == "model" and document.base not in (None, lender):
+        notes.append(
+            f"files beside the weights come from the first model, '{shown(lender)}'; mergekit takes base_model's"
+        )
+    if document.dtype == "F64":
+        notes.append("dtype float64: computed in float64 only where an input is stored so, else in float32")
+    if document.whole:
+        part = _with_base(document, method, faults)
+        shared, settings = _settings(document, method, part, faults, notes)
+        given = tuple(s for i, s in zip(part.inputs, settings, strict=True) if not _is_base(i, part, method))
+        models = tuple(i.model for i in part.inputs if not _is_base(i, part, method))
+        _count(method, len(models), part.line, faults)
+        return replace(recipe, models=models, settings=given if any(given) else (), parameters={**fixed, **shared})
+    slices, shares = [], []
+    for part in document.parts:
+        part = _with_base(document, method, faults, part)
+        shared, settings = _settings(document, method, part, faults, notes)
+        sources = [
+            Source(i.model, i.layers or (0, 0), {} if _is_base(i, part, method) else s)
+            for i, s in zip(part.inputs, settings, strict=True)
+        ]
+        beside = sum(not _is_base(i, part, method) for i in part.inputs)
+        if beside or method.most is not None or method.least > 1:  # else the base alone, which is copied
+            _count(method, beside, part.line, faults)
+        slices.append(Slice(tuple(sources), part.base if method.base in ("needed", "optional") else None))
+        shares.append(shared)
+    common = {n: v for n, v in shares[0].items() if not isinstance(v, Schedule) and all(s.get(n) == v for s in shares)}
+    rests = [{n: v for n, v in s.items() if n not in common} for s in shares]
+    placed = [
+        replace(part, parameters=rest, base=None if part.base == recipe.base else part.base)
+        for part, rest in zip(slices, rests, strict=True)
+    ]
+    if recipe.base is None and any(part.base for part in slices):
+        recipe = replace(recipe, base=slices[0].base)
+    return replace(recipe, slices=tuple(placed), parameters={**fixed, **common})
+
+
+def _with_base(document: Document, method: PeerMethod, faults: Faults, part: Part | None = None) -> Part:
+    """Return a part with its base settled, and, as mergekit has it, the base appended to whole models where it is not listed."""
+    whole = part is None
+    part = part or document.parts[0]
+    base = part.base or document.base
+    listed = [i.model for i in part.inputs]
+    twice = sorted({m for m in listed if listed.count(m) > 1})
+    faults += [(part.line, f"model '{shown(m)}' is given twice") for m in twice]
+    if base is None:
+        if method.base in ("needed", "first"):
+            faults.append((document.method_line, f"{document.method}: key 'base_model' is missing"))
+        return part
+    inputs = part.inputs
+    if base not in listed and whole:
+        inputs = (*inputs, Input(base, part.line, {}))
+    elif base not in listed and method.base in ("needed", "first"):
+        faults.append((part.line, f"the base '{shown(base)}' is not among the sources of this slice"))
+    if method.base == "first":
+        inputs = tuple(sorted(inputs, key=lambda i: i.model != base))
+    return replace(part, inputs=inputs, base=base)
+
+
+def _is_base(given: Input, part: Part, method: PeerMethod) -> bool:
+    return method.base in ("needed", "optional") and given.model == part.base
+
+
+def _count(method: PeerMethod, models: int, line: int, faults: Faults) -> None:
+    if models >= method.least and (method.most is None or models <= method.most):
+        return
+    wanted = str(method.least)
+    if method.most != method.least:
+        wanted += " or more" if method.most is None else f" to {method.most}"
+    beside = {"first": ", the base included", "model": ""}.get(method.base, " beside the base")
+    faults.append((line, f"expected {wanted} models{beside}, got {models}"))
+
+
+def _settings(
+    document: Document, method: PeerMethod, part: Part, faults: Faults, notes: Notes
+) -> tuple[dict[str, Setting], list[dict[str, Setting]]]:
+    """Return the shared parameters of a part, and the per-model ones of each of its inputs."""
+    levels = [part.parameters, *document.levels]
+    shared = _resolve(method.shared, levels, document.method, part.line, faults, notes)
+    if shared.pop(ROW_WISE, False) and shared.get("scope") != "tensor":
+        faults.append(
+            (part.line, "nuslerp_row_wise: vectors along the first axis are not supported; leave it out for the last")
+        )
+    settings: list[dict[str, Setting]] = []
+    for given in part.inputs:
+        if _is_base(given, part, method):
+            settings.append({})
+            continue
+        what = f"{document.method}: model '{shown(given.model)}'"
+        settings.append(_resolve(method.per_model, [given.parameters, *levels], what, given.line, faults, notes))
+    if method.base == "model" and method.most == 1:  # of one model, its own parameters are the method's
+        return shared | settings[0], [{} for _ in settings]
+    return shared, settings
+
+
+def _resolve(
+    arguments: Mapping[str, Argument], levels: Sequence[Level], what: str, line: int, faults: Faults, notes: Notes
+) -> dict[str, Setting]:
+    found: dict[str, Setting] = {}
+    for name, argument in arguments.items():
+        entries = in_force(levels, name)
+        setting = setting_of(entries, argument.kind, argument.default, f"{what}: {name}", faults, notes)
+        if setting is None and argument.needed and not entries:
+            faults.append((line, f"{what}: parameter '{name}' is missing"))
+        if isinstance(setting, Schedule) and argument.words:
+            faults.append((entries[0].line, f"{what}: {name}: expected one value for all tensors"))
+        elif argument.words and isinstance(setting, bool) and argument.ours is not None:
+            found[argument.ours] = argument.words[setting]
+        elif setting is not None and argument.ours is not None:
+            found[argument.ours] = setting
+    return found
+
+
+def _tell_unused(document: Document, method: PeerMethod, notes: Notes) -> None:
+    """Tell parameters that have no effect where they stand."""
+    both = [*method.shared, *method.per_model]
+
+    def tell(level: Level, known: Sequence[str], where: str) -> None:
+        for name, entries in level.items():
+            line = entries[0].line if entries else document.line
+            if name in known:
+                continue
+            hint = (
+                "it is shared by all models and belongs under 'parameters'"
+                if name in method.shared
+                else nearest(name, known)
+            )
+            no_effect = f"line {line}: parameter '{shown(name)}' has no effect{where}, nor in mergekit"
+            notes.append(no_effect + (f"; {hint}" if known else f"; {document.method} takes none"))
+
+    for part in document.parts:
+        for given in part.inputs:
+            tell(given.parameters, list(method.per_model), f" beside model '{shown(given.model)}'")
+        tell(part.parameters, both, f" on {document.method}")
+    for level in document.levels:
+        tell(level, both, f" on {document.method}")
+
+
+def _placed(recipe: Recipe, places: Mapping[str, str]) -> Recipe:
+    """Return the recipe with the names of other documents replaced by the folders of their results."""
+    if not places:
+        return recipe
+
+    def place(reference: str) -> str:
+        name = reference.partition("+")[0].partition("@")[0]
+        return places[name] + reference.removeprefix(name) if name in places else reference
+
+    vocabulary = recipe.vocabulary
+    if vocabulary is not None:
+        tokens = {t: replace(r, source=place(r.source)) for t, r in vocabulary.tokens.items()}
+        vocabulary = replace(vocabulary, source=place(vocabulary.source), tokens=tokens)
+    slices = tuple(
+        replace(
+            part,
+            base=None if part.base is None else place(part.base),
+            sources=tuple(replace(source, model=place(source.model)) for source in part.sources),
+        )
+        for part in recipe.slices
+    )
+    return replace(
+        recipe,
+        models=tuple(map(place, recipe.models)),
+        base=None if recipe.base is None else place(recipe.base),
+        slices=slices,
+        vocabulary=vocabulary,
+    )
+
+
+def _opened(recipe: Recipe, follow_symlinks: bool) -> list[Checkpoint]:
+    """Return all inputs; [] where one cannot be opened, which the plan will tell."""
+    try:
+        return [open_checkpoint(reference, follow_symlinks=follow_symlinks) for reference in recipe.references]
+    except WeightsmithError:
+        return []
+
+
+def _with_precision(recipe: Recipe, inputs: Sequence[Checkpoint], notes: Notes) -> Recipe:
+    """Return the recipe with the precision that mergekit would have computed in, and the dtype it would have written."""
+    if not inputs:
+        notes.append("no dtype is given and the models cannot be opened: computed in float32, not in their own dtype")
+        return recipe
+    promoted = _promoted(inputs)
+    if len(promoted) > 1:
+        notes.append(
+            "no dtype is given and the models' tensors are of several: computed in float32, not each in its own"
+        )
+        return recipe
+    (common,) = promoted or {"F32"}
+    return replace(recipe, compute_dtype=_ROUNDED.get(common), dtype=recipe.dtype or common)
+
+
+def _promoted(inputs: Sequence[Checkpoint]) -> set[str]:
+    """Return the dtypes that arithmetic on each tensor of all inputs comes out in, as torch promotes them."""
+    found = set()
+    for name, entry in inputs[0].tensors.items():
+        dtypes = {c.tensors[name].dtype for c in inputs if name in c.tensors} & set(ARITHMETIC_DTYPES)
+        if entry.dtype in ARITHMETIC_DTYPES and dtypes:
+            found.add(next(iter(dtypes)) if len(dtypes) == 1 else "F64" if "F64" in dtypes else "F32")
+    return found
