@@ -56,6 +56,16 @@ def raw(tensor):
     return str(tensor.dtype), tensor.shape, tensor.tobytes()
 
 
+def same(first, second, method):
+    """Tell whether two results have the same bytes; of decompositions, whose libraries differ, the same but for rounding."""
+    if method.reach != "matrix" or first.ndim < 2:
+        return raw(first) == raw(second)
+    (kind, shape, _), (other, beside, _) = raw(first), raw(second)
+    a, b = (np.asarray(x, np.float64) for x in (first, second))
+    tolerance = max(1e-5, 2 * np.finfo(kind).eps) * np.abs(a).max(initial=0)
+    return (kind, shape) == (other, beside) and np.allclose(a, b, rtol=0, atol=tolerance)
+
+
 def settings(method):
     """Yield parameter sets: the defaults, every word of every choice, both ends of the shares."""
     yield {}
@@ -99,7 +109,7 @@ def test_numpy_and_torch_give_the_same_bits(method, parameters, dtype):
         ours = convert(inputs, as_numpy(dtype))
         before = [raw(t) for t in flat(ours)]
         result = method(*ours, tile=TILE, **parameters)
-        assert raw(result) == raw(method(*convert(inputs, as_torch(dtype)), tile=TILE, **parameters))
+        assert same(result, method(*convert(inputs, as_torch(dtype)), tile=TILE, **parameters), method)
         assert [raw(t) for t in flat(ours)] == before
 
 
@@ -122,8 +132,13 @@ def test_seed_and_name_matter_where_there_is_a_seed(method):
     if "seed" not in method.parameters:
         assert raw(method(*draw(method), tile=Tile(name="a"))) == raw(method(*draw(method), tile=Tile(name="b")))
         return
+    draws = {"sparsify": "random", "densities": (0.5,) * 3} if "sparsify" in method.parameters else {}
+    inputs = draw(method)
+    if method.reach == "matrix":  # where only sketches are random
+        inputs, draws = draw(method, (64, 64)), {"algorithm": "randomized"}
+        draws |= {"rank": 5} if "rank" in method.parameters else {}
     found = {
-        raw(method(*draw(method), tile=Tile(name=name), seed=seed)) for seed in (0, 1, 2**40) for name in ("a", "b")
+        raw(method(*inputs, tile=Tile(name=name), seed=seed, **draws)) for seed in (0, 1, 2**40) for name in ("a", "b")
     }
     assert len(found) == 6
 
@@ -134,10 +149,10 @@ def test_input_order_is_respected(method):
     others = inputs[-1]
     backward = (*inputs[:-1], others[::-1])
     if "coefficients" in method.parameters:
-        factors = (0.5, 0.25, 2.0)
+        factors = (0.5, 0.25, 2.0)[: count_of(method)]
         there = method(*inputs, coefficients=factors, tile=TILE)
         assert not np.array_equal(there, method(*inputs, coefficients=factors[::-1], tile=TILE))
-        if method.name != "dare":  # whose masks go by place
+        if method.name not in ("dare", "della", "della_linear"):  # whose masks go by place
             back = method(*backward, coefficients=factors[::-1], tile=TILE)
             np.testing.assert_allclose(back, there, rtol=0, atol=1e-14)
     elif method.name == "slerp":
@@ -147,7 +162,7 @@ def test_input_order_is_respected(method):
         for task in (1, 2, 3):
             back = method(*backward, task=4 - task)
             np.testing.assert_allclose(back, method(*inputs, task=task), rtol=0, atol=1e-14)
-    elif method.name == "dare_ties":
+    elif method.name in ("dare_ties", "magmax", "rebase", "robust_signatures"):
         assert not np.array_equal(method(*backward), method(*inputs))
     else:
         np.testing.assert_allclose(method(*backward, tile=TILE), method(*inputs, tile=TILE), rtol=0, atol=1e-14)
@@ -168,13 +183,13 @@ def test_zero_task_vectors_give_the_base(method, parameters):
 @cases
 def test_memory_layout_does_not_matter(method, parameters):
     inputs = draw(method, (12, 10))
-    expected = raw(method(*inputs, tile=TILE, **parameters))
+    expected = method(*inputs, tile=TILE, **parameters)
     spread = convert(inputs, lambda a: np.repeat(np.repeat(a, 2, 0), 3, 1)[::2, ::3])
     fortran = convert(inputs, np.asfortranarray)
     turned = convert(inputs, lambda a: torch.from_numpy(np.ascontiguousarray(a.T)).T)
     backward = convert(inputs, lambda a: np.ascontiguousarray(a[::-1])[::-1])
     for other in (spread, fortran, turned, backward):
-        assert raw(method(*other, tile=TILE, **parameters)) == expected
+        assert same(expected, method(*other, tile=TILE, **parameters), method)
 
 
 @every_method
@@ -205,7 +220,7 @@ def test_shapes_that_differ_are_refused(method):
 
 @every_method
 def test_bad_values_are_refused_by_name(method):
-    assert method.parameters or method.name == "none"
+    assert method.parameters or method.name == "arcee_fusion"
     for name, parameter in method.parameters.items():
         assert len(parameter.kind.bad()) >= 3
         for bad in parameter.kind.bad():
@@ -253,7 +268,7 @@ def test_wrong_number_of_coefficients(method):
         with pytest.raises(ArgumentError, match="unknown parameter"):
             method(*draw(method), coefficients=(1.0, 1.0, 1.0))
         return
-    for wrong in ((), (1.0, 1.0), (1.0, 1.0, 1.0, 1.0)):
+    for wrong in ((), (1.0,), (1.0, 1.0, 1.0, 1.0)):
         with pytest.raises(ArgumentError, match=f"merge {method.name}: coefficients") as caught:
             method(*draw(method), coefficients=wrong)
         assert f"got {len(wrong)}" in str(caught.value)
@@ -262,5 +277,7 @@ def test_wrong_number_of_coefficients(method):
 @every_method
 def test_coefficients_may_be_any_sequence_of_numbers(method):
     if "coefficients" in method.parameters:
-        found = [raw(method(*draw(method), coefficients=c, tile=TILE)) for c in ([1, 2, 3], (1.0, 2.0, 3.0))]
-        assert found[0] == found[1] == raw(method(*draw(method), coefficients=np.arange(1.0, 4.0), tile=TILE))
+        whole = list(range(1, count_of(method) + 1))
+        given = (whole, tuple(map(float, whole)), np.array(whole, float))
+        found = [raw(method(*draw(method), coefficients=c, tile=TILE)) for c in given]
+        assert found[0] == found[1] == found[2]

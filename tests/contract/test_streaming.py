@@ -45,6 +45,55 @@ SETTINGS = [
     ("tall_masks", {"merged": "ties", "task": 2, "mask_lambda": 0.6}),
     ("consensus", {"lambda_": 1.0}),
     ("consensus", {"merged": "ties", "density": 0.4, "min_tasks": 1}),
+    ("magmax", {"lambda_": 0.7}),
+    ("emr", {}),
+    ("emr", {"task": 2}),
+    ("emr", {"task": 3, "scope": "tensor"}),
+    ("model_stock", {"scope": "tensor"}),
+    ("model_stock", {"scope": "row", "clamp": False}),
+    ("karcher", {"coefficients": (1.0, 0.5, 2.0)}),
+    ("lt_sft", {"density": 0.01}),
+    ("lt_sft", {"density": 0.3, "scope": "tensor", "coefficients": (1.0, -0.5, 2.0)}),
+    ("flag", {"rank": 2, "lambda_": 0.5}),
+    ("flag", {"scope": "tensor"}),
+    ("rebase", {"lambda_": 0.8}),
+    ("robust_signatures", {"lambda_": -0.5}),
+    ("pcb", {"density": 0.2}),
+    ("pcb", {"variant": "vision", "lambda_": 1.2}),
+    ("pcb", {"scope": "tensor", "clip": 0.1, "coefficients": (1.2, 0.8, 1.0)}),
+    ("sparse_task_arithmetic", {"coefficients": (1.0, -0.5, 0.7), "normalize": True}),
+    (
+        "sparse_task_arithmetic",
+        {"sparsify": "magnitude", "densities": (0.3, 1.0, 0.01), "rescale": True, "consensus": True},
+    ),
+    ("sparse_task_arithmetic", {"sparsify": "outliers", "densities": (0.3, 0.3, 0.9), "gammas": (0.1, 0.1, 0.2)}),
+    ("sparse_task_arithmetic", {"sparsify": "random", "densities": (0.3, 0.5, 0.9), "rescale": True}),
+    ("passthrough", {"scale": 0.7}),
+    ("nearswap", {"t": 0.02}),
+    ("ram", {"epsilon": 0.02}),
+    ("ramplus", {"epsilon": 0.02}),
+    ("nuslerp", {"coefficients": (0.7, 0.4)}),
+    ("nuslerp", {"coefficients": (0.7, 0.4), "scope": "row"}),
+    ("nuslerp_base", {"coefficients": (0.7, 0.4)}),
+    ("nuslerp_columns", {}),
+    ("nuslerp_columns_base", {}),
+    ("multislerp", {"coefficients": (0.7, 0.4, 0.2)}),
+    ("multislerp_base", {}),
+    ("della", {"seed": 3}),
+    ("della", {"rescale": "l1", "normalize": True}),
+    ("della_linear", {"densities": (0.5, 0.5, 1.0)}),
+    ("sce", {}),
+    ("arcee_fusion", {}),
+    ("sce", {"select_topk": 0.4}),
+    ("tsv_m", {}),
+    ("tsv_m", {"algorithm": "randomized", "seed": 3}),
+    ("iso_c", {"lambda_": 1.5}),
+    ("iso_cts", {}),
+    ("knots", {"density": 0.4}),
+    ("wudi", {"solver": "closed"}),
+    ("wudi", {"steps": 5}),
+    ("doge", {"steps": 5}),
+    ("delta_svd", {"rank": 4}),
 ]
 CUTS = [  # tile, threads, bytes of a chunk, regions
     (BLOCK, 1, 1 << 16, 1),
@@ -56,6 +105,10 @@ CUTS = [  # tile, threads, bytes of a chunk, regions
 def label(setting):
     method, parameters = setting
     return "-".join([method, *(str(v) for v in parameters.values() if isinstance(v, str))])
+
+
+def by_row(method, parameters):
+    return parameters.get("scope") == "row" or BY_NAME[method].reach == "row"
 
 
 def levels(rng, shape, most):
@@ -144,7 +197,7 @@ def bits(tensor):
 def test_bytes_do_not_depend_on_tiles_and_threads(setting, folders, tmp_path, monkeypatch):
     method, parameters = setting
     # A row of 100,003 entries would rule out small tiles where rows are ranked.
-    extra = {"copy": ["layers.0.w"]} if parameters.get("scope") == "row" else {}
+    extra = {"copy": ["layers.0.w"]} if by_row(method, parameters) else {}
     given = {**references(method, folders), **parameters, **extra}
     found = []
     for cut in CUTS:
@@ -229,14 +282,16 @@ def in_file_order(folder, load_model):
         if s[0] in ("linear", "task_arithmetic", "slerp", "wise_ft", "dare", "dare_ties")
         or s[0].startswith("breadcrumbs")
         or s[1].get("scope") == "tensor"
+        or s[0] in ("sparse_task_arithmetic", "passthrough", "nearswap", "ram", "ramplus", "sce", "arcee_fusion")
+        or s[0].startswith(("nuslerp", "multislerp", "della"))
+        or s[0] in ("magmax", "karcher", "rebase", "robust_signatures", "model_stock")
         or (s[0] in ("lines", "tall_masks", "consensus") and "merged" not in s[1])
     ],
     ids=label,
 )
 def test_equals_whole_tensors_in_memory(setting, folders, tensors, tmp_path, load_model, monkeypatch):
     method, parameters = setting
-    by_row = parameters.get("scope") == "row"
-    cut_into(monkeypatch, 131_072 if by_row else 2 * BLOCK, 2, 1 << 18, 4)
+    cut_into(monkeypatch, 131_072 if by_row(method, parameters) else 2 * BLOCK, 2, 1 << 18, 4)
     weightsmith.merge(method, out=tmp_path / "out", **references(method, folders), **parameters)
     found = load_model(tmp_path / "out")
     expected = expect_by_tensor(method, parameters, tensors)
@@ -249,7 +304,12 @@ def test_equals_whole_tensors_in_memory(setting, folders, tensors, tmp_path, loa
 
 @pytest.mark.parametrize(
     "setting",
-    [s for s in SETTINGS if s[1].get("merged") == "ties" or (s[0] == "ties" and s[1].get("scope") != "tensor")],
+    [
+        s
+        for s in SETTINGS
+        if s[1].get("merged") == "ties"
+        or (s[0] in ("ties", "emr", "lt_sft", "flag", "pcb") and s[1].get("scope") != "tensor")
+    ],
     ids=label,
 )
 def test_equals_the_concatenated_model_in_memory(setting, folders, tensors, tmp_path, load_model, monkeypatch):

@@ -11,8 +11,16 @@ from weightsmith.method import Tile
 
 BY_NAME = {m.name: m for m in METHODS}
 LINEAR_IN_LAMBDA = [m for m in METHODS if "lambda_" in m.parameters]
-FREE_OF_ORDER = [m for m in METHODS if m.name not in ("slerp", "tall_masks", "dare", "dare_ties", "wise_ft")]
-ELEMENTWISE = [m for m in METHODS if m.reduction_scope({n: p.default for n, p in m.parameters.items()}) is None]
+DRAWN = ("dare", "dare_ties", "della", "della_linear")
+IN_ORDER = (*DRAWN, "slerp", "tall_masks", "wise_ft", "magmax", "rebase", "robust_signatures")
+# Where vectors cancel, or are at right angles, no direction is better than another.
+UNDECIDED = ("karcher", "flag", "multislerp", "multislerp_base")
+FREE_OF_ORDER = [m for m in METHODS if m.most is None and m.name not in IN_ORDER + UNDECIDED]
+ELEMENTWISE = [
+    m
+    for m in METHODS
+    if m.reach == "elementwise" and m.reduction_scope({n: p.default for n, p in m.parameters.items()}) is None
+]
 TILE = Tile(name="layers.1.w", layer=1, layers=3)
 
 pytestmark = pytest.mark.property

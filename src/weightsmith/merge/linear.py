@@ -6,7 +6,7 @@ from weightsmith.arguments import Coefficients, Flag
 from weightsmith.errors import ArgumentError
 from weightsmith.method import Tile, method
 from weightsmith.tensor.arrays import Array
-from weightsmith.tensor.vector import add_scaled, weighted_sum
+from weightsmith.tensor.mean import fused_sum, weighted_mean
 
 
 @method(least=1)
@@ -19,10 +19,10 @@ def linear(
 ) -> Array:
     """Average models, each with its coefficient.
 
-    result = theta_1 + sum_t w_t (theta_t - theta_1),   w = c / sum(c)        (normalize)
-    result = sum_t c_t theta_t                                               (not normalize)
+    result = sum_t c_t theta_t / sum_t c_t        (normalize)
+    result = sum_t c_t theta_t                    (not normalize)
 
-    The first form is the weighted mean, written so that equal inputs come back bit for bit.
+    An entry that is equal in all models comes back bit for bit when normalized.
 
     Args:
         finetuned: T models' tensors, (T, n).
@@ -36,7 +36,7 @@ def linear(
     Raises:
         ArgumentError: The coefficients add up to 0 and normalize is on.
 
-    Differs from the paper: nothing; uniform soup for equal coefficients.
+    Differs from the paper: nothing; with equal coefficients the uniform soup. The greedy one is `weightsmith.greedy_soup`.
     Cost: one pass over T models; memory for a tile.
 
     Command:
@@ -49,14 +49,9 @@ def linear(
     """
     factors = list(coefficients or [1.0] * len(finetuned))
     if not normalize:
-        return weighted_sum(finetuned, factors)
-    total = sum(factors)
-    if total == 0:
+        return fused_sum(finetuned, factors)
+    if sum(factors) == 0:
         raise ArgumentError(
             "merge linear: coefficients", expected="a sum other than 0", got="0", do="Set normalize to false"
         )
-    first = finetuned[0]
-    if len(finetuned) == 1:
-        return first
-    offsets = finetuned[1:] - first
-    return add_scaled(first, weighted_sum(offsets, [c / total for c in factors[1:]]), 1.0)
+    return weighted_mean(finetuned, factors)

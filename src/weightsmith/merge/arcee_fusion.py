@@ -1,0 +1,64 @@
+"""Arcee Fusion (Arcee AI, 2024, with mergekit; no arXiv entry)."""
+
+from __future__ import annotations
+
+from weightsmith.method import KthLargest, Statistics, Tile, method
+from weightsmith.tensor.arrays import Array, like, namespace
+from weightsmith.tensor.importance import row_importance
+from weightsmith.tensor.rounding import rounded
+
+QUARTERS = (0.25, 0.5, 0.75)
+REACH = 1.5  # of the distance between the quarters
+
+
+def _prepare() -> Statistics:
+    def ranks(size: int) -> list[int]:
+        return [size - int(share * (size - 1)) for share in QUARTERS]
+
+    def importance(base: Array, finetuned: Array, tile: Tile) -> Array:
+        return row_importance(base, finetuned[0], tile.row_length, tile.precision)[None]
+
+    found = yield KthLargest(ranks, importance)
+    return [float(kth.value[0, 0]) for kth in found]
+
+
+@method(prepare=_prepare, scope="tensor", reach="row", least=1, most=1)
+def arcee_fusion(base: Array, finetuned: Array, *, tile: Tile) -> Array:
+    """Take over the entries of another model that matter far more than most, by their rows' distributions.
+
+    With P and Q the softmax, plus 1e-8, of the model's and the base's row, q_1, q_2, q_3 the quarters of the tensor's
+    sorted importances s (at places trunc(k / 4 * (n - 1))), entry by entry:
+
+        s      = |theta - base| * sum over the row of P log(P / Q)
+        result = theta where s >= q_2 + 1.5 (q_3 - q_1), else base
+
+    Args:
+        base: The base model's tensor, (n,).
+        finetuned: The other model, (1, n).
+        tile: Carries the quarters, and the precision to which each step is rounded.
+
+    Returns:
+        (n,), dtype of base.
+
+    Differs from the paper: there is none. mergekit takes the quarters of a random sample where a tensor has more than a
+    million entries; here they are exact. A tensor of rows of one entry is taken over whole, as there.
+    Cost: three exponentials and logarithms per entry in each of four passes over two models; memory for a tile of whole rows.
+
+    Command:
+        weightsmith merge arcee_fusion --base B --model A --out OUT
+
+    Example:
+        >>> import numpy as np
+        >>> base = np.zeros((4, 3))
+        >>> other = base + np.array([[0.1, 0, 0], [0, 0.1, 0], [0, 0, 0.1], [2.0, -1.0, 0]])
+        >>> arcee_fusion(base, [other])[3].tolist()
+        [2.0, -1.0, 0.0]
+    """
+    low, middle, high = (like([v], base) for v in tile.statistics)
+    spread = rounded(rounded(high - low, tile.precision) * REACH, tile.precision)
+    bound = rounded(middle + spread, tile.precision)
+    scores = like(row_importance(base, finetuned[0], tile.row_length, tile.precision), base)
+    taken = finetuned[0]
+    if tile.precision != "float32":
+        taken = base + rounded(taken - base, tile.precision)
+    return namespace(base).where(scores >= bound, taken, base)

@@ -1,0 +1,127 @@
+"""Loops that draw and rank. Reached through `compiled.py`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from weightsmith.tensor.arrays import LANES
+from weightsmith.tensor.loops import loop
+
+DIGIT = 11  # most bits that one pass of the sort looks at
+
+
+@loop
+def keep_random(vectors, probabilities, keys, start):
+    count, size = vectors.shape
+    stride = 0 if probabilities.shape[1] == 1 else 1
+    out = np.empty((count, size), vectors.dtype)
+    zero = np.zeros(1, vectors.dtype)[0]
+    for t in range(count):
+        for i in range(size):
+            z = keys[t] + np.uint64(start + i + 1) * np.uint64(0x9E3779B97F4A7C15)
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            z = (z ^ (z >> np.uint64(31))) >> np.uint64(11)
+            kept = np.float64(np.int64(z)) * 2.0**-53 < np.float64(probabilities[t, i * stride])
+            out[t, i] = vectors[t, i] if kept else zero
+    return out
+
+
+@loop
+def thin_rows(vectors, bits, length, chances, keys, start, inverse):
+    """Keep the entries of rows by chances (T, length) that go by rank; see `chance.thin_rows`.
+
+    `bits` are those of the float32 numbers that are ranked, (T, n).
+    """
+    count, size = vectors.shape
+    out = np.empty((count, size), np.float32)
+    first, second = np.empty(length, np.uint64), np.empty(length, np.uint64)
+    chance, counts = np.empty(length, np.float32), np.empty((3, 1 << DIGIT), np.int32)
+    zero, one = np.float32(0), np.float32(1)
+    for t in range(count):
+        for begin in range(0, size, length):
+            end = begin + length
+            _place(bits[t, begin:end], chances[t], chance, first, second, counts)
+            v, o = vectors[t, begin:end], out[t, begin:end]
+            state = keys[t] + np.uint64(start + begin + 1) * np.uint64(0x9E3779B97F4A7C15)
+            for i in range(length):
+                z = state + np.uint64(i) * np.uint64(0x9E3779B97F4A7C15)
+                z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+                z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+                z = (z ^ (z >> np.uint64(31))) >> np.uint64(11)
+                kept = np.float64(np.int64(z)) * 2.0**-53 < np.float64(chance[i])
+                o[i] = v[i] if kept else zero
+            if inverse:
+                for i in range(length):
+                    o[i] /= chance[i] + (one if chance[i] == zero else zero)
+    return out
+
+
+@loop
+def absolute_row_sums(vectors, length):
+    count, size = vectors.shape
+    out = np.empty((size // length, count), np.float64)
+    lanes = np.empty(LANES, np.float64)
+    for t in range(count):
+        for r in range(size // length):
+            x = vectors[t, r * length : (r + 1) * length]
+            lanes[:] = 0.0
+            for i in range(0, length, LANES):
+                u = x[i : i + LANES]
+                for j in range(u.size):
+                    lanes[j] += abs(np.float64(u[j]))
+            half = LANES // 2
+            while half >= 1:
+                for j in range(half):
+                    lanes[j] += lanes[j + half]
+                half //= 2
+            out[r, t] = lanes[0]
+    return out
+
+
+@loop
+def _place(bits, table, out, first, second, counts):
+    """Write table[r] to out where r is the rank of each magnitude: a stable sort, digit by digit, of the bits that vary."""
+    length, magnitude = bits.size, np.uint32(0x7FFFFFFF)
+    union, common = np.uint32(0), magnitude
+    for i in range(length):
+        union |= bits[i] & magnitude
+        common &= bits[i] & magnitude
+    varying = np.uint64(union & ~common)
+    low = np.uint64(0)
+    while (varying >> low) & np.uint64(1) == 0 and low < 31:
+        low += np.uint64(1)
+    width = np.uint64(0)
+    while varying >> (low + width) != 0:
+        width += np.uint64(1)
+    passes = max(1, -(-np.int64(width) // DIGIT))
+    digit = np.uint64(-(-np.int64(width) // passes))
+    mask = np.uint64((np.uint64(1) << digit) - np.uint64(1))
+    radix = np.int64(mask) + 1
+    counts[:passes, :radix] = 0
+    for i in range(length):
+        key = np.uint64(bits[i] & magnitude) >> low
+        for p in range(passes):
+            counts[p, (key >> (np.uint64(p) * digit)) & mask] += 1
+    for p in range(passes):
+        before = 0
+        for d in range(radix):
+            here = counts[p, d]
+            counts[p, d] = before
+            before += here
+    for i in range(length):
+        first[i] = (np.uint64(bits[i] & magnitude) >> low) << np.uint64(32) | np.uint64(i)
+    for p in range(passes - 1):
+        place, shift = counts[p], np.uint64(32) + np.uint64(p) * digit
+        for i in range(length):
+            pair = first[i]
+            d = (pair >> shift) & mask
+            second[place[d]] = pair
+            place[d] += 1
+        first, second = second, first
+    place, shift = counts[passes - 1], np.uint64(32) + np.uint64(passes - 1) * digit
+    for i in range(length):
+        pair = first[i]
+        d = (pair >> shift) & mask
+        out[pair & np.uint64(0xFFFFFFFF)] = table[place[d]]
+        place[d] += 1
