@@ -1,26 +1,29 @@
 """Measure merges against the bound and against mergekit, and assert the results.
 
-    python bench/merge.py --data FOLDER [--mergekit PATH/TO/mergekit-yaml] [--only ties,...] --json FILE
+    python bench/merge.py --data FOLDER [--mergekit PATH/TO/mergekit-yaml] [--only ties,...] --json FILE [--missing]
 
 FOLDER is one that `bench/make_checkpoints.py` wrote. For each merge, the bound and weightsmith run in turn
 as whole processes, with the inputs in the page cache; a first round is not counted. The figure that matters
-is the ratio of the two in the same round. A result that differs from what `bench/oracle.py` says ends with
-exit code 1.
+is the ratio of the two in the same round. A merge that fails, or whose result differs from what the oracles
+say, is noted; the others go on, and the exit code is 1. FILE is written after every merge.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import make_checkpoints
 import measure
+from check import SMALL, check
 from measure import Cost
-from work import SMALL, WORKS, Work, check
+from work import WORKS, Work
 
 BENCH = Path(__file__).parent
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -73,9 +76,15 @@ def agreement(work: Work, data: Path, result: Path, faults: list[str], peer: Pat
     try:
         return check(work, data, result, peer)
     except ValueError as fault:
-        faults.append(str(fault))
-        print(f"  WRONG: {fault}", file=sys.stderr)
+        note(str(fault), faults)
         return {"fault": str(fault)}
+
+
+def note(fault: str, faults: list[str]) -> None:
+    """Show what went wrong and keep it, without what a program printed before its last line, for the end."""
+    lines = fault.splitlines()
+    faults.append(fault if len(lines) == 1 else f"{lines[0].partition(': ')[0]}: failed: {lines[-1]}")
+    print(f"  WRONG: {fault}", file=sys.stderr, flush=True)
 
 
 def middle(costs: list[Cost], part: str) -> float:
@@ -116,18 +125,24 @@ def measure_work(work: Work, options: argparse.Namespace, scratch: Path, faults:
     peer: list[Cost] = []
     measure.touch(inputs)
     run_bound(inputs, written, scratch / "bound")
+    began = time.monotonic()
     for _ in range(options.rounds):
         bound.append(run_bound(inputs, written, scratch / "bound"))
         ours.append(run_weightsmith(arguments, out))
-    if options.mergekit and work.peer:
-        if options.parameters <= SMALL:
-            run_mergekit(options.mergekit, work.recipe(data, exact=True), peer_out)
-            entry["agreement_mergekit"] = agreement(work, data, out, faults, peer_out)
-        for _ in range(options.mergekit_rounds):
-            peer.append(run_mergekit(options.mergekit, work.recipe(data), peer_out))
+        if time.monotonic() - began > options.round_seconds:
+            break
+    if options.mergekit and work.peer and work.method not in options.mergekit_skip:
+        try:
+            if options.parameters <= SMALL and work.comparable:
+                run_mergekit(options.mergekit, work.recipe(data, exact=True), peer_out)
+                entry["agreement_mergekit"] = agreement(work, data, out, faults, peer_out)
+            for _ in range(options.mergekit_rounds):
+                peer.append(run_mergekit(options.mergekit, work.recipe(data), peer_out))
+            entry["mergekit"] = [cost.as_dict() for cost in peer]
+            entry["mergekit_ratio"] = middle(peer, "wall") / middle(ours, "wall")
+        except SystemExit as failure:
+            note(f"{work.name}: mergekit: {failure}", faults)
         clear(peer_out)
-        entry["mergekit"] = [cost.as_dict() for cost in peer]
-        entry["mergekit_ratio"] = middle(peer, "wall") / middle(ours, "wall")
     clear(out)
     entry["bound"] = [cost.as_dict() for cost in bound]
     entry["weightsmith"] = [cost.as_dict() for cost in ours]
@@ -154,14 +169,27 @@ def report(work: Work, ours: list[Cost], bound: list[Cost], peer: list[Cost], en
     sys.stdout.flush()
 
 
+def names(words: str) -> list[str]:
+    """Read methods with commas between."""
+    given = words.split(",")
+    known = {work.method for work in WORKS}
+    if not known.issuperset(given):
+        unknown = ", ".join(name for name in given if name not in known)
+        raise argparse.ArgumentTypeError(f"{unknown}: unknown; known: {', '.join(sorted(known))}")
+    return given
+
+
 def parse() -> argparse.Namespace:
     """Read the options."""
     parser = argparse.ArgumentParser(description="Measure merges against the bound and against mergekit.")
     parser.add_argument("--data", type=Path, required=True, help="folder with base, ft1, ft2, ft3")
     parser.add_argument("--mergekit", type=Path, help="the program mergekit-yaml of its own environment")
     parser.add_argument("--mergekit-rounds", type=int, default=1)
-    parser.add_argument("--only", default="", help="methods to measure, with commas between")
+    parser.add_argument("--mergekit-skip", type=names, default=[], help="methods that mergekit does not run")
+    parser.add_argument("--only", type=names, default=[], help="methods to measure, with commas between")
+    parser.add_argument("--missing", action="store_true", help="keep what FILE holds, and measure the rest")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--round-seconds", type=float, default=math.inf, help="start no further round after so long")
     parser.add_argument("--scratch", type=Path, help="where outputs go; by default beside the data")
     parser.add_argument("--json", type=Path, help="file to write the measurements to")
     parser.add_argument("extra", nargs="*", help="after --: further options for weightsmith merge")
@@ -174,31 +202,33 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure what was asked for, print it and write it down."""
     options = parse()
-    wanted = set(options.only.split(",")) if options.only else {work.method for work in WORKS}
-    unknown = wanted - {work.method for work in WORKS}
-    if unknown:
-        raise SystemExit(f"--only: {', '.join(sorted(unknown))}: unknown; known: {[w.method for w in WORKS]}")
     faults: list[str] = []
+    merges: dict[str, object] = {}
+    if options.missing and options.json and options.json.exists():
+        merges = json.loads(options.json.read_text(encoding="utf-8"))["merges"]
     results: dict[str, object] = {
         "machine": measure.machine(),
         "size": options.size,
         "parameters": options.parameters,
         "rounds": options.rounds,
-        "merges": {},
+        "merges": merges,
     }
-    merges: dict[str, object] = {}
-    results["merges"] = merges
     scratch = Path(tempfile.mkdtemp(prefix="bench-", dir=options.scratch or options.data.parent))
     try:
         for work in WORKS:
-            if work.method in wanted:
+            if work.name in merges or (options.only and work.method not in options.only):
+                continue
+            try:
                 merges[work.name] = measure_work(work, options, scratch, faults)
-                if options.json:
-                    options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            except (Exception, SystemExit) as failure:  # the others go on
+                note(f"{work.name}: {type(failure).__name__}: {failure}", faults)
+            if options.json:
+                results["merges"] = {other.name: merges[other.name] for other in WORKS if other.name in merges}
+                options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if faults:
-        raise SystemExit("\n".join(["results that are not as they should be:", *faults]))
+        raise SystemExit("\n".join(["not as it should be:", *faults]))
 
 
 if __name__ == "__main__":

@@ -125,12 +125,14 @@ def nearest(values: Doubles) -> Doubles:
     return np.asarray(np.rint(values / step) * step, np.float64)
 
 
-def _expected(values: Doubles, operands: Sequence[Floats], left: Bools | None = None) -> Expected:
+def expectation(values: Doubles, operands: Sequence[Floats], left: Bools | None = None) -> Expected:
+    """Return values with the operands that bound their rounding, and the entries left open."""
     scale = np.max([np.abs(operand) for operand in operands], axis=0).astype(np.float64)
     return Expected(values, scale, np.zeros(values.shape, np.bool_) if left is None else left)
 
 
-def _wide(array: Floats) -> Doubles:
+def wide(array: Floats) -> Doubles:
+    """Return float64."""
     return array.astype(np.float64)
 
 
@@ -139,25 +141,25 @@ def linear(models: Sequence[Floats]) -> Expected:
     total = np.zeros(models[0].shape)
     for model in models:
         total += model
-    return _expected(total / len(models), models)
+    return expectation(total / len(models), models)
 
 
 def task_arithmetic(base: Floats, models: Sequence[Floats], factor: float) -> Expected:
     """Base plus a factor times the sum of the task vectors."""
     total = np.zeros(base.shape)
     for model in models:
-        total += _wide(model) - _wide(base)
-    return _expected(_wide(base) + factor * total, [base, *models])
+        total += wide(model) - wide(base)
+    return expectation(wide(base) + factor * total, [base, *models])
 
 
 def wise_ft(base: Floats, model: Floats, factor: float) -> Expected:
     """The point between base and model."""
-    return _expected((1.0 - factor) * _wide(base) + factor * _wide(model), [base, model])
+    return expectation((1.0 - factor) * wide(base) + factor * wide(model), [base, model])
 
 
 def slerp(first: Floats, second: Floats, t: float, nearly: float = 0.9995) -> Expected:
     """Point on the arc between two tensors seen as vectors; on the line when they are nearly parallel."""
-    a, b = _wide(first), _wide(second)
+    a, b = wide(first), wide(second)
     lengths = math.sqrt(float(a @ a)) * math.sqrt(float(b @ b))
     cosine = float(a @ b) / lengths if lengths > 0 else 1.0
     if abs(cosine) > nearly:
@@ -165,7 +167,7 @@ def slerp(first: Floats, second: Floats, t: float, nearly: float = 0.9995) -> Ex
     else:
         angle = math.acos(cosine)
         left, right = math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
-    return _expected(left * a + right * b, [first, second])
+    return expectation(left * a + right * b, [first, second])
 
 
 def differences(base: Floats, models: Sequence[Floats]) -> list[Floats]:
@@ -213,7 +215,7 @@ def elect(base: Floats, trimmed: Sequence[Floats], edge: Bools | None = None) ->
         agrees = np.sign(vector) * elected > 0
         merged += np.where(agrees, vector, 0.0)
         count += agrees
-    return _expected(_wide(base) + merged / np.maximum(count, 1.0), [base, *trimmed], left)
+    return expectation(wide(base) + merged / np.maximum(count, 1.0), [base, *trimmed], left)
 
 
 def ties(base: Floats, models: Sequence[Floats], density: float, exact: bool = True) -> Expected:
@@ -260,15 +262,15 @@ def breadcrumbs(base: Floats, models: Sequence[Floats], density: float, drop_top
     for vector in differences(base, models):
         kept = largest_first(vector, last) & ~largest_first(vector, top)
         total += np.where(kept, vector, np.float32(0))
-    return _expected(_wide(base) + factor * total, [base, *models])
+    return expectation(wide(base) + factor * total, [base, *models])
 
 
 def _needed(vectors: Sequence[Floats], mask_lambda: float) -> tuple[Doubles, list[Bools], Bools]:
     """TALL masks of every task, and the entries where rounding decides one."""
-    merged = np.sum([_wide(vector) for vector in vectors], axis=0)
+    merged = np.sum([wide(vector) for vector in vectors], axis=0)
     masks, left = [], np.zeros(merged.shape, np.bool_)
     for vector in vectors:
-        own, others = np.abs(_wide(vector)), mask_lambda * np.abs(merged - vector)
+        own, others = np.abs(wide(vector)), mask_lambda * np.abs(merged - vector)
         masks.append(np.asarray(own > others, np.bool_))
         left |= (np.abs(own - others) <= 1e-6 * np.maximum(own, others)) & (own > 0)
     return merged, masks, left
@@ -277,14 +279,14 @@ def _needed(vectors: Sequence[Floats], mask_lambda: float) -> tuple[Doubles, lis
 def tall_masks(base: Floats, models: Sequence[Floats], task: int, mask_lambda: float) -> Expected:
     """Base plus the entries of the summed task vectors that one task (from 1) needs."""
     merged, masks, left = _needed(differences(base, models), mask_lambda)
-    return _expected(_wide(base) + np.where(masks[task - 1], merged, 0.0), [base, *models], left)
+    return expectation(wide(base) + np.where(masks[task - 1], merged, 0.0), [base, *models], left)
 
 
 def consensus(base: Floats, models: Sequence[Floats], factor: float, mask_lambda: float, agree: int = 2) -> Expected:
     """Base plus a factor times the summed task vectors where at least `agree` tasks need them."""
     merged, masks, left = _needed(differences(base, models), mask_lambda)
     counts = np.sum(masks, axis=0)
-    return _expected(_wide(base) + factor * np.where(counts >= agree, merged, 0.0), [base, *models], left)
+    return expectation(wide(base) + factor * np.where(counts >= agree, merged, 0.0), [base, *models], left)
 
 
 def lines(base: Floats, models: Sequence[Floats], name: str, layers: int, alpha: float, beta: float) -> Expected:
@@ -302,18 +304,18 @@ def dare(
     `mean` divides the sums, as DARE with a sign election does. Returns the nearest of them as expectation,
     and the share of entries that each model keeps, taken where the sums can be told apart.
     """
-    vectors = [_wide(vector) / density for vector in differences(base, models)]
-    nearest_gap, chosen, values = np.full(base.shape, np.inf), np.zeros(base.shape, np.int64), _wide(base)
+    vectors = [wide(vector) / density for vector in differences(base, models)]
+    nearest_gap, chosen, values = np.full(base.shape, np.inf), np.zeros(base.shape, np.int64), wide(base)
     for subset in range(1 << len(vectors)):
         members = [vector for number, vector in enumerate(vectors) if subset >> number & 1]
         total = np.sum(members, axis=0) if members else np.zeros(base.shape)
-        total = _wide(base) + (total / max(1, len(members)) if mean else total)
-        gap = np.abs(_wide(got) - total)
+        total = wide(base) + (total / max(1, len(members)) if mean else total)
+        gap = np.abs(wide(got) - total)
         nearer = gap < nearest_gap
         nearest_gap[nearer], chosen[nearer], values[nearer] = gap[nearer], subset, total[nearer]
-    clear = _apart(vectors, 4 * unit(np.abs(_wide(base))))
+    clear = _apart(vectors, 4 * unit(np.abs(wide(base))))
     shares = [float((chosen[clear] >> number & 1).mean()) for number in range(len(vectors)) if clear.any()]
-    return _expected(values, [base, *[vector.astype(np.float32) for vector in vectors]]), shares
+    return expectation(values, [base, *[vector.astype(np.float32) for vector in vectors]]), shares
 
 
 def _apart(vectors: Sequence[Doubles], step: Doubles) -> Bools:

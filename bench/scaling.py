@@ -5,13 +5,14 @@
 FOLDER/1.1b and so on are what `bench/make_checkpoints.py` writes; missing ones are made, and removed again
 with --remove. More than three models are hard links to the first three, so that they cost no disk. Models
 are counted at one size (--models-size), sizes at three models. The bound runs in turn with weightsmith, on
-the same inputs.
+the same inputs. A run that fails is noted and the others go on; FILE is written after each.
 """
 
 import argparse
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,11 @@ METHODS: dict[str, list[str]] = {
     "task_arithmetic": ["task_arithmetic", "--lambda", "0.3"],
     "ties, scope tensor": ["ties", "--density", "0.5", "--scope", "tensor"],
     "ties, scope model": ["ties", "--density", "0.5", "--scope", "model"],
+    "emr": ["emr", "--task", "2"],
+    "model_stock": ["model_stock"],
+    "della": ["della"],
+    "sce": ["sce", "--select-topk", "0.5"],
+    "pcb": ["pcb", "--density", "0.1"],
 }
 
 
@@ -88,8 +94,11 @@ def measure_one(method: str, data: Path, count: int, options: argparse.Namespace
     return entry
 
 
-def measure_size(size: str, counts: list[int], options: argparse.Namespace, entries: list[dict[str, object]]) -> None:
-    """Measure all methods at one size, making the checkpoints if need be."""
+def measure_size(
+    size: str, counts: list[int], options: argparse.Namespace, entries: list[dict[str, object]]
+) -> list[str]:
+    """Measure all methods at one size, making the checkpoints if need be; return what failed."""
+    failures = []
     data = options.data / size
     absent = not data.exists()
     make_checkpoints.make(data, size, 3)
@@ -97,11 +106,19 @@ def measure_size(size: str, counts: list[int], options: argparse.Namespace, entr
     try:
         for method in options.methods:
             for count in counts:
-                entries.append(measure_one(method, data, count, options, scratch))
+                try:
+                    entries.append(measure_one(method, data, count, options, scratch))
+                except (Exception, SystemExit) as failure:  # the others go on
+                    failures.append(f"{method}, {size}, {count} models: {failure}")
+                    print(f"  FAILED: {failures[-1]}", file=sys.stderr, flush=True)
+                if options.json:
+                    results = {"machine": measure.machine(), "rounds": options.rounds, "scaling": entries}
+                    options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if absent and options.remove:
             shutil.rmtree(data)
+    return failures
 
 
 def parse() -> argparse.Namespace:
@@ -132,12 +149,12 @@ def main() -> None:
     if counts and options.models_size not in sizes:
         sizes.append(options.models_size)
     entries: list[dict[str, object]] = []
+    failures: list[str] = []
     for size in sizes:
         here = sorted({3, *counts}) if size == options.models_size else [3]
-        measure_size(size, here, options, entries)
-        if options.json:
-            results = {"machine": measure.machine(), "rounds": options.rounds, "scaling": entries}
-            options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        failures += measure_size(size, here, options, entries)
+    if failures:
+        raise SystemExit("\n".join(["failed:", *failures]))
 
 
 if __name__ == "__main__":

@@ -12,23 +12,30 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from table_matrices import matrices
+
 BEGIN = "<!-- measurements: begin, written by bench/table.py -->"
 END = "<!-- measurements: end -->"
 
 # The most that a merge may take, as a multiple of the bound; below a billion parameters start-up dominates.
 TARGET_PARAMETERS = 1_000_000_000
+USUAL = 4
 TARGETS = {
     "linear": 2,
     "task_arithmetic": 2,
     "slerp": 2,
     "lines": 2,
     "wise_ft": 2,
-    "tall_masks": 4,
-    "consensus": 4,
-    "dare": 4,
-    "breadcrumbs": 4,
-    "ties, scope tensor": 4,
     "ties, scope model": 5,
+}
+# How many times as fast as mergekit a merge should at least be; None where nothing but copying takes time.
+USUAL_TIMES = 10
+TIMES = {
+    "linear": None,
+    "task_arithmetic": None,
+    "slerp": None,
+    "ties, scope tensor": 25,
+    "passthrough": None,
 }
 
 Row = list[str]
@@ -57,13 +64,13 @@ def merges(results: dict[str, Any]) -> str:
         "bound, s",
         "weightsmith, s",
         "CPU, s",
+        "s per GB read",
         "ratio",
         "range",
         "target",
         "anonymous, MB",
         "resident, MB",
     ]
-    targets = TARGETS if results["parameters"] >= TARGET_PARAMETERS else {}
     rows = []
     for name, entry in results["merges"].items():
         ours, ratio = entry["weightsmith"], entry["ratio"]
@@ -73,9 +80,10 @@ def merges(results: dict[str, Any]) -> str:
                 f"{middle(entry['bound'], 'wall'):.2f}",
                 f"{middle(ours, 'wall'):.2f}",
                 f"{middle(ours, 'cpu'):.2f}",
+                f"{middle(ours, 'wall') / sum(entry['input_bytes']) * 1e9:.2f}",
                 f"**{ratio['wall']:.2f}**",
                 f"{ratio['wall_least']:.2f} to {ratio['wall_most']:.2f}",
-                f"{TARGETS[name]}" if name in targets else "",
+                f"{TARGETS.get(name, USUAL)}" if results["parameters"] >= TARGET_PARAMETERS else "",
                 peak(ours, "anonymous"),
                 peak(ours, "resident"),
             ]
@@ -98,14 +106,21 @@ def mergekit(results: dict[str, Any]) -> str:
                     f"{middle(theirs, 'wall'):.1f}",
                     f"{middle(ours, 'wall'):.2f}",
                     f"**{entry['mergekit_ratio']:.1f}**",
+                    times_wanted(name, results),
                     f"{middle(theirs, 'cpu') / middle(ours, 'cpu'):.1f}",
                     peak(theirs, "anonymous"),
                     peak(ours, "anonymous"),
                 ]
             )
-    head = ["merge", "mergekit, s", "weightsmith, s", "times as fast", "CPU ratio"]
+    head = ["merge", "mergekit, s", "weightsmith, s", "times as fast", "target", "CPU ratio"]
     head += ["mergekit anonymous, MB", "weightsmith anonymous, MB"]
     return "Against mergekit, same inputs, same run:\n\n" + table(head, rows) if rows else ""
+
+
+def times_wanted(name: str, results: dict[str, Any]) -> str:
+    """Return the target against mergekit, if there is one at this size."""
+    times = TIMES.get(name, USUAL_TIMES) if results["parameters"] >= TARGET_PARAMETERS else None
+    return f"{times}" if times else ""
 
 
 def agreements(results: dict[str, Any]) -> str:
@@ -173,6 +188,13 @@ def machine(results: dict[str, Any]) -> str:
     )
 
 
+def tables(results: dict[str, Any]) -> str:
+    """Return the tables of one run of merge.py, scaling.py or matrices.py."""
+    if "matrices" in results:
+        return matrices(results, table)
+    return merges(results) if "merges" in results else scaling(results)
+
+
 def main() -> None:
     """Read the files and write the tables."""
     parser = argparse.ArgumentParser(description="Write measurements as markdown tables.")
@@ -181,7 +203,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in options.files]
     machines = list(dict.fromkeys(machine(run) for run in runs))
-    parts = [*machines, *(merges(run) if "merges" in run else scaling(run) for run in runs)]
+    parts = [*machines, *(tables(run) for run in runs)]
     text = "\n\n".join(parts)
     if options.into is None:
         print(text)

@@ -1,20 +1,11 @@
-"""The merges that are measured: their options, the models they read, their peer recipe and their oracle."""
+"""The merges that are measured: their options, the models they read, and their peer recipe."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import cycle, repeat
 from pathlib import Path
 
-import numpy as np
-
-import oracle
-from oracle import Agreement, Expected, Floats, Tensors
-
 FINETUNED = ("ft1", "ft2", "ft3")
-SMALL = 50_000_000  # parameters; below, every tensor is compared, and whole-model thresholds are computed
-DIFFERING = 0.01  # share of entries that may round to the neighboring bfloat16 number
-
-# name, base, models -> what the result should be; `name` is the tensor's
-Oracle = Callable[[str, Floats, list[Floats]], Expected]
+RELATED = ("ft1", "ft2", "base")  # as seen from ft3, their task vectors have much in common
 
 
 @dataclass(frozen=True)
@@ -25,25 +16,27 @@ class Work:
         name: As it appears in the table.
         method: The method's name on weightsmith's command line.
         models: Folders given as --model, in order.
-        base: Whether --base is given (and so read).
+        base: Folder given as --base (and so read), if any.
         options: Further options.
         peer: Lines of mergekit's recipe before `models:`, or None where it has no such method.
-        peer_parameters: Per-model parameters of that recipe.
+        peer_parameters: Per-model parameters of that recipe, one for all or one for each with | between.
         peer_base: Which folder is the recipe's base_model, if any.
+        comparable: Whether mergekit's result is compared; not where chance, or noise, decides.
     """
 
     name: str
     method: str
     models: tuple[str, ...] = FINETUNED
-    base: bool = True
+    base: str | None = "base"
     options: tuple[str, ...] = ()
     peer: str | None = None
     peer_parameters: str = ""
     peer_base: str | None = "base"
+    comparable: bool = True
 
     def inputs(self) -> tuple[str, ...]:
         """Return the folders this merge reads."""
-        return (("base",) if self.base else ()) + self.models
+        return ((self.base,) if self.base else ()) + self.models
 
     def arguments(self, data: Path | None) -> list[str]:
         """Return the command's words after `weightsmith`; without a folder, as written in the README."""
@@ -53,7 +46,7 @@ class Work:
 
         words = ["merge", self.method]
         if self.base:
-            words += ["--base", place("base")]
+            words += ["--base", place(self.base)]
         for model in self.models:
             words += ["--model", place(model)]
         return [*words, *self.options]
@@ -65,18 +58,21 @@ class Work:
         if self.peer_base:
             lines.append(f"base_model: {data / self.peer_base}")
         lines.append("models:")
-        for model in self.models:
+        given = cycle(self.peer_parameters.split("|")) if self.peer_parameters else repeat("")
+        for model, parameters in zip(self.models, given, strict=False):
             lines.append(f"  - model: {data / model}")
-            if self.peer_parameters:
-                lines.append(f"    parameters: {self.peer_parameters}")
+            if parameters:
+                lines.append(f"    parameters: {parameters.strip()}")
         return "\n".join(lines) + "\n"
 
+
+PEER_TIES = ("--coefficients", "1,0.8,0.6", "--consensus", "true", "--normalize", "true", "--rescale", "true")
 
 WORKS = (
     Work(
         "linear",
         "linear",
-        base=False,
+        base=None,
         peer="merge_method: linear",
         peer_parameters="{weight: 1.0}",
         peer_base=None,
@@ -92,7 +88,7 @@ WORKS = (
         "slerp",
         "slerp",
         models=FINETUNED[:2],
-        base=False,
+        base=None,
         options=("--t", "0.5"),
         peer="merge_method: slerp; parameters: {t: 0.5}",
         peer_base="ft1",
@@ -112,85 +108,117 @@ WORKS = (
         peer_parameters="{weight: 1.0, density: 0.5}",
     ),
     Work("ties, scope model", "ties", options=("--density", "0.5", "--scope", "model")),
+    Work("breadcrumbs_ties", "breadcrumbs_ties", options=("--density", "0.5", "--drop-top", "0.01")),
+    Work("magmax", "magmax", options=("--lambda", "0.5")),
+    Work("emr", "emr", options=("--task", "2")),
+    Work("pcb", "pcb", options=("--density", "0.1")),
+    Work("lt_sft", "lt_sft", options=("--density", "0.1")),
+    Work("rebase", "rebase", models=("base", "ft1", "ft2"), base="ft3"),
+    Work("robust_signatures", "robust_signatures", options=("--lambda", "0.5")),
+    Work("flag", "flag", models=RELATED, base="ft3"),
+    Work(
+        "model_stock",
+        "model_stock",
+        models=RELATED,
+        base="ft3",
+        options=("--clamp", "false"),
+        peer="merge_method: model_stock",
+        peer_base="ft3",
+    ),
+    Work("karcher", "karcher", base=None, peer="merge_method: karcher", peer_base=None),
+    Work(
+        "nuslerp",
+        "nuslerp",
+        models=FINETUNED[:2],
+        base=None,
+        options=("--coefficients", "0.7,0.3"),
+        peer="merge_method: nuslerp",
+        peer_parameters="{weight: 0.7} | {weight: 0.3}",
+        peer_base=None,
+    ),
+    Work(
+        "nuslerp_base",
+        "nuslerp_base",
+        models=FINETUNED[:2],
+        options=("--coefficients", "0.7,0.3"),
+        peer="merge_method: nuslerp",
+        peer_parameters="{weight: 0.7} | {weight: 0.3}",
+    ),
+    Work(
+        "multislerp",
+        "multislerp",
+        base=None,
+        options=("--coefficients", "0.5,0.3,0.2"),
+        peer="merge_method: multislerp",
+        peer_parameters="{weight: 0.5} | {weight: 0.3} | {weight: 0.2}",
+        peer_base=None,
+    ),
+    Work(
+        "multislerp_base",
+        "multislerp_base",  # mergekit ends at a tensor that no model changed, and the checkpoints have such
+        options=("--coefficients", "0.5,0.3,0.2"),
+    ),
+    Work(
+        "nearswap",
+        "nearswap",
+        models=FINETUNED[:1],
+        options=("--t", "0.0005"),
+        peer="merge_method: nearswap; parameters: {t: 0.0005}",
+    ),
+    Work(
+        "sce",
+        "sce",
+        options=("--select-topk", "0.5", "--peer-floor", "true"),
+        peer="merge_method: sce; parameters: {select_topk: 0.5}",
+    ),
+    Work("arcee_fusion", "arcee_fusion", models=FINETUNED[:1], peer="merge_method: arcee_fusion", comparable=False),
+    Work("ram", "ram", peer="merge_method: ram"),
+    Work("ramplus", "ramplus", options=("--r", "1"), peer="merge_method: ramplus_tl; parameters: {r: 1.0}"),
+    Work(
+        "della",
+        "della",
+        options=(
+            *("--densities", "0.5,0.5,0.5", "--epsilons", "0.1,0.1,0.1", "--lambda", "1"),
+            *("--normalize", "true", "--rescale", "l1"),
+        ),
+        peer="merge_method: della; parameters: {lambda: 1.0, normalize: true, rescale: true}",
+        peer_parameters="{weight: 1.0, density: 0.5, epsilon: 0.1}",
+        comparable=False,
+    ),
+    Work(
+        "della_linear",
+        "della_linear",
+        options=("--densities", "0.5,0.5,0.5", "--epsilons", "0.1,0.1,0.1", "--rescale", "none"),
+        peer="merge_method: della_linear; parameters: {lambda: 1.0, normalize: false, rescale: false}",
+        peer_parameters="{weight: 1.0, density: 0.5, epsilon: 0.1}",
+        comparable=False,
+    ),
+    Work(
+        "sparse_task_arithmetic, magnitude",
+        "sparse_task_arithmetic",
+        options=("--sparsify", "magnitude", "--densities", "0.5,0.5,0.5", *PEER_TIES),
+        peer="merge_method: ties; parameters: {normalize: true, rescale: true}",
+        peer_parameters="{weight: 1.0, density: 0.5} | {weight: 0.8, density: 0.5} | {weight: 0.6, density: 0.5}",
+    ),
+    Work(
+        "sparse_task_arithmetic, outliers",
+        "sparse_task_arithmetic",
+        options=("--sparsify", "outliers", "--densities", "0.5,0.5,0.5", *PEER_TIES),
+        peer="merge_method: breadcrumbs_ties; parameters: {normalize: true, rescale: true}",
+        peer_parameters="{weight: 1.0, density: 0.5} | {weight: 0.8, density: 0.5} | {weight: 0.6, density: 0.5}",
+    ),
+    Work(
+        "sparse_task_arithmetic, random",
+        "sparse_task_arithmetic",
+        options=(
+            *("--sparsify", "random", "--densities", "0.5,0.5,0.5"),
+            *("--consensus", "true", "--normalize", "true", "--rescale", "true"),
+        ),
+        peer="merge_method: dare_ties; parameters: {normalize: true, rescale: true}",
+        peer_parameters="{weight: 1.0, density: 0.5}",
+        comparable=False,
+    ),
+    Work(
+        "passthrough", "passthrough", models=FINETUNED[:1], base=None, peer="merge_method: passthrough", peer_base=None
+    ),
 )
-
-# The methods' own defaults, which the command lines above leave out.
-LINES_ALPHA = 1.0 / 3.0
-MASK_LAMBDA = 0.4
-
-
-def oracle_of(work: Work, data: Path, layers: int, small: bool, exact: bool = True) -> Oracle | None:
-    """Return the formula for one merge, or None where there is none at this size."""
-    if work.name == "ties, scope model":
-        if not small:
-            return None
-        tensors = [Tensors(data / model) for model in work.models]
-        thresholds = oracle.model_thresholds(Tensors(data / "base"), tensors, 0.5)
-        return lambda _, base, models: oracle.ties_at(base, models, thresholds)
-    found: dict[str, Oracle] = {
-        "linear": lambda _, base, models: oracle.linear(models),
-        "task_arithmetic": lambda _, base, models: oracle.task_arithmetic(base, models, 0.3),
-        "slerp": lambda _, base, models: oracle.slerp(models[0], models[1], 0.5),
-        "wise_ft": lambda _, base, models: oracle.wise_ft(base, models[0], 0.5),
-        "lines": lambda name, base, models: oracle.lines(base, models, name, layers, LINES_ALPHA, 0.5),
-        "tall_masks": lambda _, base, models: oracle.tall_masks(base, models, 1, MASK_LAMBDA),
-        "consensus": lambda _, base, models: oracle.consensus(base, models, 0.3, MASK_LAMBDA),
-        "breadcrumbs": lambda _, base, models: oracle.breadcrumbs(base, models, 0.5, 0.01, 0.3),
-        "ties, scope tensor": lambda _, base, models: oracle.ties(base, models, 0.5, exact),
-    }
-    return found.get(work.name)
-
-
-def check(work: Work, data: Path, result: Path, peer: Path | None = None) -> dict[str, float] | None:
-    """Compare a result with the oracle or, if `peer` is given, with mergekit's result.
-
-    Returns:
-        The figures of `Agreement`, or None where there is no oracle.
-
-    Raises:
-        ValueError: They do not agree.
-    """
-    base, got = Tensors(data / "base"), Tensors(result)
-    other = Tensors(peer) if peer else None
-    if {n: base.shape(n) for n in base.places} != {n: got.shape(n) for n in got.places}:
-        raise ValueError(f"{work.name}: the result's names or shapes are not those of the base")
-    small = sum(place[2] for place in base.places.values()) <= SMALL
-    layers = 1 + max(int(name.split(".")[2]) for name in base.places if name.startswith("model.layers."))
-    models = [Tensors(data / model) for model in work.models]
-    names = oracle.sample(base, SMALL)
-    if work.name in ("dare", "dare_ties"):
-        return _check_dare(work, base, models, got, names)
-    formula = oracle_of(work, data, layers, small, exact=peer is None)
-    if formula is None:
-        return None
-    found = Agreement()
-    for name in names:
-        expected = formula(name, base.values(name), [model.values(name) for model in models])
-        if other:
-            expected = replace(expected, values=other.values(name).astype(np.float64))
-        found.add(got.bits(name), expected)
-    return _assert(work, found, "mergekit's result" if peer else "the oracle")
-
-
-def _check_dare(
-    work: Work, base: Tensors, models: Sequence[Tensors], got: Tensors, names: Sequence[str]
-) -> dict[str, float]:
-    """Check that each entry is a sum (or mean) of kept task vectors and that half of them were kept."""
-    elected = work.name == "dare_ties"
-    found = Agreement()
-    for name in names:
-        expected, shares = oracle.dare(
-            got.values(name), base.values(name), [model.values(name) for model in models], 0.5, elected
-        )
-        found.add(got.bits(name), expected)
-        if not elected and expected.values.size > 100_000 and max(abs(share - 0.5) for share in shares) > 0.02:
-            raise ValueError(f"{work.name}: {name} keeps {shares} of the three task vectors, expected 0.5")
-    return _assert(work, found, "the nearest sum of kept task vectors")
-
-
-def _assert(work: Work, found: Agreement, what: str) -> dict[str, float]:
-    """Return the figures, or complain."""
-    figures = found.as_dict()
-    if figures["beyond_one_unit"] or figures["differing_share"] > DIFFERING:
-        raise ValueError(f"{work.name}: the result is not {what}: {figures}")
-    return figures

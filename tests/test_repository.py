@@ -13,12 +13,14 @@ from weightsmith.merge import METHODS
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "weightsmith"
 ROWS = (
-    ("errors", "arguments", "strict_yaml", "schedule"),
+    ("errors", "arguments", "strict_yaml"),
     ("tensor", "checkpoint"),
-    ("method", "budget", "device"),
+    ("matrices", "method", "budget", "device"),
     ("merge",),
-    ("recipe", "stream", "reductions", "matching", "plan", "produce", "record", "run"),
-    ("verify", "distance", "compare", "inspection", "agreement"),
+    ("recipe", "stream", "whole", "scope", "radix", "windows", "reductions"),
+    ("vocabulary", "plan"),
+    ("dialect", "chain", "produce", "record", "run"),
+    ("verify", "distance", "compare", "inspection", "agreement", "soup", "align", "adapt"),
     ("cli",),
     ("demo",),
 )

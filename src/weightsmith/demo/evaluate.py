@@ -14,6 +14,7 @@ from typing import Any
 from weightsmith.demo.model import Shape, Weights, load, logits
 from weightsmith.demo.tasks import Examples, imported
 from weightsmith.errors import WeightsmithError
+from weightsmith.plan import find_method
 
 WEIGHT_FILE = "model.safetensors"
 TRIAL = "trial"  # the folder under merged/ that searches use
@@ -41,6 +42,7 @@ class Trial:
 
 SUM_GRID = (0.05, 0.1, 0.15, 0.2, 0.3)
 MEAN_GRID = (0.25, 0.5, 0.75, 1.0, 1.5)
+SHORT_GRID = (0.5, 1.0)
 
 TRIALS = (
     Trial("linear"),
@@ -55,8 +57,37 @@ TRIALS = (
     Trial("lines", knob="--beta", grid=(0.0, 0.05, 0.1, 0.2, 0.3)),
     Trial("tall_masks", "rebuilt", knob="--mask-lambda", grid=(0.3, 0.4, 0.5)),
     Trial("consensus", options=("--mask-lambda", "0.4"), knob="--lambda", grid=(0.1, 0.2, 0.3, 0.4, 0.5)),
+    Trial("magmax", knob="--lambda", grid=SHORT_GRID),
+    Trial("emr", "rebuilt"),
+    Trial("pcb", knob="--lambda", grid=SHORT_GRID),
+    Trial("model_stock"),
+    Trial("karcher"),
+    Trial("lt_sft", options=("--density", "0.2")),
+    Trial("flag", knob="--lambda", grid=SHORT_GRID),
+    Trial("della", knob="--lambda", grid=(0.1, 0.2)),
+    Trial("della_linear", knob="--lambda", grid=(0.1, 0.2)),
+    Trial("nuslerp", "pair"),
+    Trial("nuslerp_base", "pair"),
+    Trial("nuslerp_columns", "pair"),
+    Trial("nuslerp_columns_base", "pair"),
+    Trial("multislerp"),
+    Trial("multislerp_base"),
+    Trial("nearswap", "each", ("--t", "0.01")),
+    Trial("arcee_fusion", "each"),
+    Trial("sce"),
+    Trial("sparse_task_arithmetic", options=("--consensus", "true", "--normalize", "true")),
+    Trial("ram"),
+    Trial("ramplus"),
+    Trial("tsv_m", knob="--lambda", grid=SHORT_GRID),
+    Trial("iso_c", knob="--lambda", grid=SHORT_GRID),
+    Trial("iso_cts", knob="--lambda", grid=SHORT_GRID),
+    Trial("knots", knob="--lambda", grid=SHORT_GRID),
+    Trial("wudi"),
+    Trial("doge"),
+    Trial("delta_svd", options=("--energy", "0.9"), knob="--lambda", grid=(0.1, 0.2)),
 )
-SEEDED = ("dare", "dare_ties")
+# No merge of the experts: they change depth, or need a model that the demo does not train.
+LEFT_OUT = ("passthrough", "rebase", "robust_signatures")
 SERVES = {
     "one": "all tasks",
     "pair": "two tasks",
@@ -196,7 +227,8 @@ def _arguments(bench: Bench, trial: Trial, group: Sequence[str], value: float | 
     """Return the command's words after `weightsmith`, with paths relative to the demo's folder."""
     names = [e.task.name for e in bench.tasks]
     found = ["merge", trial.method]
-    if trial.method not in ("linear", "slerp"):
+    method = find_method(trial.method)
+    if method.has_base:
         found += ["--base", "checkpoints/base"]
     for name in names if trial.kind == "rebuilt" else group:
         found += ["--model", f"checkpoints/{name}"]
@@ -205,7 +237,7 @@ def _arguments(bench: Bench, trial: Trial, group: Sequence[str], value: float | 
         found += ["--task", str(names.index(group[0]) + 1)]
     if value is not None:
         found += [trial.knob, f"{value:g}"]
-    if trial.method in SEEDED:
+    if "seed" in method.parameters:
         found += ["--seed", str(bench.seed)]
     return [*found, "--out", folder]
 
