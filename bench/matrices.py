@@ -282,7 +282,7 @@ def growth(session: Session, work: Work) -> list[dict[str, Any]]:
     """Measure whole commands against the number of models, and against the size of the matrices."""
     layer = f"{session.options.size}-layer"
     found = [command(session, work, layer, models) for models in (3, 6, MOST_MODELS)]
-    return found + [command(session, work, f"{size}-layer") for size in session.options.growth]
+    return found + [command(session, work, f"{size}-layer") for size in (session.options.growth if work.sizes else ())]
 
 
 def parse() -> argparse.Namespace:
@@ -331,7 +331,7 @@ def measure_all(session: Session) -> dict[str, Any]:
         entry["target"] = work.target
         entry["command"] = command(session, work, layer)
         entry["profile"] = profile(session, work, layer)
-        if work.models == 3 and not work.adapters:
+        if work.models == 3 and not work.adapters and not work.enlarged:  # the iterative ones take long
             entry["complete"] = command(session, work, "15m")
         if work.growth:
             entry["growth"] = growth(session, work)

@@ -41,8 +41,9 @@ class Work:
         tolerance: Largest difference from its result, both in float64, as a share of the largest entry.
         decomposes: Whether 0.8 of the time has to be spent in decompositions.
         kinds: The tensors measured in memory.
-        scale: What the task vectors are multiplied by in memory.
-        growth: Whether cost is measured against models and size.
+        enlarged: With FusionBench's Adam: what the task vectors are multiplied by in memory, see `enlarge`.
+        growth: Whether cost is measured against the number of models.
+        sizes: Whether it is also measured against the size of the matrices.
     """
 
     name: str
@@ -56,8 +57,9 @@ class Work:
     tolerance: float = 1e-6
     decomposes: bool = True
     kinds: tuple[str, ...] = KINDS
-    scale: float = 1.0
+    enlarged: float | None = None
     growth: bool = False
+    sizes: bool = False
 
     def words(self) -> list[str]:
         """Return the options as words of the command line."""
@@ -96,14 +98,22 @@ def kept_share(size: int, density: float) -> float:
     return (int(size * density) + 1) / size
 
 
-# Adam's epsilon is absolute there and relative here; with larger task vectors it counts for nothing in either.
-ENLARGED = 16.0
+def enlarge(task_vectors: Floats, times: float) -> Floats:
+    """Return task vectors with which two ways of doing the same give the same.
+
+    Adam's epsilon and rate are absolute in FusionBench and relative here; with larger task vectors the epsilon counts for
+    nothing in either, and the steps stay short of where they turn to and fro. Of entries equal to a threshold, which
+    bfloat16 makes many, FusionBench keeps all and we as many as asked; a thousandth of noise leaves none.
+    """
+    noise = np.random.default_rng(0).standard_normal(task_vectors.shape, np.float32)
+    return task_vectors * (1 + noise / 1024) * np.float32(times)
+
 
 WORKS = (
-    Work("tsv_m", "tsv_m", peer="tsv_m", target=2, growth=True),
+    Work("tsv_m", "tsv_m", peer="tsv_m", target=2, growth=True, sizes=True),
     Work("tsv_m, 8 models", "tsv_m", models=8, peer="tsv_m", target=2),
     Work("tsv_m, randomized, 8 models", "tsv_m", (("algorithm", "randomized"),), models=8, decomposes=False),
-    Work("iso_c", "iso_c", peer="iso_c", target=2, growth=True),
+    Work("iso_c", "iso_c", peer="iso_c", target=2, growth=True, sizes=True),
     Work("iso_cts", "iso_cts", peer="iso_cts", peer_options=(("common", 0.8),), target=2, growth=True),
     Work(
         "knots, adapters",
@@ -131,7 +141,7 @@ WORKS = (
         tolerance=1e-3,
         decomposes=False,
         kinds=("q_proj", "k_proj"),
-        scale=ENLARGED,
+        enlarged=16.0,
     ),
     Work("wudi, closed", "wudi", (("solver", "closed"),), growth=True),
     Work(
@@ -140,10 +150,10 @@ WORKS = (
         peer="doge",
         peer_options=(("subspace", 6), ("density", 0.3), ("eta", 0.07)),
         target=2,
-        tolerance=1e-3,
+        tolerance=5e-3,
         decomposes=False,
         kinds=("q_proj", "k_proj"),
-        scale=ENLARGED,
+        enlarged=256.0,
     ),
     Work("delta_svd", "delta_svd", (("rank", 64),), growth=True),
     Work("delta_svd, randomized", "delta_svd", (("rank", 64), ("algorithm", "randomized")), decomposes=False),
@@ -196,10 +206,11 @@ def problems(work: Work, data: Path, folder: Path, kinds: Sequence[str]) -> tupl
     for kind in kinds:
         name = next(n for n in shapes if f".0.self_attn.{kind}." in n or f".0.mlp.{kind}." in n)
         factors = adapter_factors(data, name, work.models) if work.adapters else None
-        if factors:  # products of float32 factors, exact enough to be compared in float64
-            task_vectors = factors[0].astype(np.float64) @ factors[1]
-        else:
-            task_vectors = differences(data, name, work.models) * np.float32(work.scale)
+        # Products of float32 factors are formed in float64, exact enough to be compared in it.
+        product = factors and factors[0].astype(np.float64) @ factors[1]
+        task_vectors = differences(data, name, work.models) if product is None else product
+        if work.enlarged:
+            task_vectors = enlarge(task_vectors, work.enlarged)
         path = folder / f"{kind}.npy"
         np.save(path, task_vectors)
         entry: dict[str, Any] = {"task_vectors": str(path)}

@@ -5,15 +5,17 @@ Every entry must be a merge of some of the task vectors, and the shares kept mus
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from oracle import Doubles, Expected, Floats, expectation, unit, wide
+from oracle import FLOAT32_SLACK, Doubles, Expected, Floats, expectation, unit, wide
 from oracle_more import agreeing, stacked
 
 KEPT = 0.02  # by how much a share kept at random may miss its chance, in tensors of MANY entries
 MANY = 100_000
-FITTED = 1 << 16  # entries that a fit looks at
+FITTED = 1 << 18  # entries that a fit looks at
+UNSURE = 2.0**-13  # by how much a fitted factor may be off
 
 
 def row_chances(vector: Floats, length: int, density: float, epsilon: float) -> Doubles:
@@ -44,7 +46,8 @@ def thinned(
     values, chosen = _nearest_merge(wide(got), wide(base), taus * factors[:, None], election)
     if not election and base.size >= MANY:
         _check_shares(chosen, taus, chances, 4 * unit(np.abs(wide(base))))
-    return expectation(values, [base, *[tau.astype(np.float32) for tau in taus * factors[:, None]]])
+    expected = expectation(values, [base, *[tau.astype(np.float32) for tau in taus * factors[:, None]]])
+    return replace(expected, scale=expected.scale * (UNSURE / FLOAT32_SLACK)) if rescale else expected
 
 
 def _merged(taus: Doubles, kept: Sequence[int], election: bool) -> tuple[Doubles, Doubles]:

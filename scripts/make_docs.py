@@ -12,6 +12,7 @@ from weightsmith.cli import VERBS, group
 from weightsmith.cli.options import option_name
 from weightsmith.merge import METHODS
 from weightsmith.method import Method
+from weightsmith.recipe import text as recipe_text
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -22,6 +23,7 @@ def pages() -> dict[str, str]:
     rows = "\n".join(f"| [{m.name}](methods/{m.name}.md) | {m.summary} | {m.source.rstrip('.')} |" for m in METHODS)
     made["methods.md"] = f"# Merge methods\n\n| method | what it does | source |\n|---|---|---|\n{rows}\n"
     made["command-line.md"] = command_page()
+    made["recipes.md"] = f"# Recipes\n\n```text\n{str(recipe_text.__doc__).rstrip()}\n```\n"
     return made
 
 

@@ -115,7 +115,7 @@ def test_a_bad_coefficient_is_told_by_its_place():
 
 
 def test_a_word_that_is_nearly_right_brings_the_right_one():
-    with pytest.raises(ArgumentError, match="did you mean 'mean'"):
+    with pytest.raises(ArgumentError, match="Did you mean 'mean'"):
         Choice(("mean", "sum", "max")).check("maen", "merge", "merge ties")
 
 
@@ -132,7 +132,7 @@ def test_defaults_fill_in_and_unknown_names_are_refused():
     }
     assert check_all(parameters, {}, "merge ties") == {"density": 0.2, "alpha": None}
     assert check_all(parameters, {"alpha": None, "density": 1}, "merge ties") == {"density": 1.0, "alpha": None}
-    with pytest.raises(ArgumentError, match=r"unknown parameter 'densty'.*did you mean 'density'"):
+    with pytest.raises(ArgumentError, match=r"unknown parameter 'densty'.*Did you mean 'density'"):
         check_all(parameters, {"densty": 1}, "merge ties")
     with pytest.raises(ArgumentError, match="merge ties: density"):
         check_all(parameters, {"density": None}, "merge ties")

@@ -17,7 +17,7 @@ ROWS = (
     ("tensor", "checkpoint"),
     ("matrices", "method", "budget", "device"),
     ("merge",),
-    ("recipe", "stream", "whole", "scope", "radix", "windows", "reductions"),
+    ("recipe", "engine"),
     ("vocabulary", "plan"),
     ("dialect", "chain", "produce", "record", "run"),
     ("verify", "distance", "compare", "inspection", "agreement", "soup", "align", "adapt"),

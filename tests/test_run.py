@@ -23,9 +23,9 @@ import yaml
 from weightsmith import Options, merge
 from weightsmith.checkpoint.entry import DTYPE_BITS
 from weightsmith.checkpoint.read import Files
+from weightsmith.engine.stream import Worker
 from weightsmith.errors import ArgumentError, CheckpointError, MismatchError, NonFiniteError, ResourceError
 from weightsmith.recipe.text import parse_recipe
-from weightsmith.stream import Worker
 
 UP = "model.layers.0.mlp.up_proj.weight"
 

@@ -14,6 +14,7 @@ import torch
 
 from weightsmith import Options, merge, verify
 from weightsmith.errors import ArgumentError, CheckpointError
+from weightsmith.plan import find_method
 from weightsmith.recipe import Rule, Schedule
 
 WIDE = {
@@ -40,6 +41,18 @@ SETTINGS = [
     ("wise_ft", {}),
     ("tall_masks", {"task": 2}),
     ("consensus", {}),
+    ("emr", {"task": 2}),
+    ("pcb", {"scope": "tensor"}),
+    ("karcher", {}),
+    ("della", {}),
+    ("sce", {"select_topk": 0.5}),
+    ("arcee_fusion", {}),
+    ("nuslerp_columns", {}),
+    ("tsv_m", {}),
+    ("iso_cts", {}),
+    ("knots", {}),
+    ("wudi", {"solver": "closed"}),
+    ("delta_svd", {"rank": 3}),
 ]
 
 
@@ -61,11 +74,9 @@ def wide(tmp_path_factory):
 
 
 def made(method, folders, out, **given):
-    if method in ("linear", "slerp"):
-        models = folders[:2] if method == "slerp" else folders
-        return merge(method, models=models, out=out, **given).out
-    models = folders[1:2] if method == "wise_ft" else folders[1:]
-    return merge(method, base=folders[0], models=models, out=out, **given).out
+    chosen = find_method(method)
+    base, models = (folders[0], folders[1:]) if chosen.has_base else (None, folders)
+    return merge(method, base=base, models=models[: chosen.most], out=out, **given).out
 
 
 def is_sound(found, tensors=7):
@@ -137,6 +148,25 @@ def test_bin_and_adapter_inputs_are_sound(family, tmp_path, load_arrays):
     for method in ("ties", "task_arithmetic"):
         result = merge(method, base=family[0], models=models, out=tmp_path / method)
         is_sound(verify(result.out), tensors=9)
+
+
+def test_products_of_adapters_are_sound(family, tmp_path):
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(6)
+    for name, rank in (("one", 3), ("two", 2), ("three", 5)):
+        factors = {}
+        for layer in range(3):
+            prefix = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+            factors[f"{prefix}.lora_A.weight"] = rng.standard_normal((rank, 16)).astype("float32")
+            factors[f"{prefix}.lora_B.weight"] = rng.standard_normal((16, rank)).astype("float32")
+        (tmp_path / name).mkdir()
+        save_file(factors, tmp_path / name / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": 0.3, "target_modules": ["q_proj"]}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
+    models = [f"{family[0]}+{tmp_path / name}" for name in ("one", "two", "three")]
+    result = merge("knots", base=family[0], models=models, out=tmp_path / "out")
+    is_sound(verify(result.out), tensors=9)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from weightsmith.engine.stream import Stream
 from weightsmith.merge.task_arithmetic import task_arithmetic
 from weightsmith.method import Tile
 from weightsmith.plan import Options, make_plan
 from weightsmith.recipe import Recipe
-from weightsmith.stream import Stream
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.select import count_tasks
 from weightsmith.tensor.vector import weighted_sum

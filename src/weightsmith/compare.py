@@ -24,9 +24,9 @@ from weightsmith.distance import (
     tensors_beside,
     tie_note,
 )
+from weightsmith.engine.stream import Stream, Work, Worker
 from weightsmith.plan import Options
 from weightsmith.run import Progress
-from weightsmith.stream import Stream, Work, Worker
 
 COPIED_BYTES = 1 << 20
 

@@ -13,10 +13,10 @@ from weightsmith.budget import Demand, choose_limits, machine_limit, usable_thre
 from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, Checkpoint, Entry
 from weightsmith.checkpoint.names import tied_pair
 from weightsmith.device import Device
+from weightsmith.engine.stream import Job, Stream, Work
 from weightsmith.errors import shown
 from weightsmith.plan import Options
 from weightsmith.run import Progress
-from weightsmith.stream import Job, Stream, Work
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.vector import pair_sums
 

@@ -33,7 +33,7 @@ class WeightsmithError(Exception):
             parts.append(f"got {got}")
         text = "; ".join(parts) + "."
         end = "" if do.endswith("?") else "."
-        super().__init__(f"{text} {do.rstrip('.')}{end}" if do else text)
+        super().__init__(f"{text} {do[:1].upper()}{do[1:].rstrip('.')}{end}" if do else text)
 
 
 class ArgumentError(WeightsmithError, ValueError):
@@ -93,7 +93,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 def raise_all(faults: Sequence[str], kind: type[WeightsmithError], what: str, do: str = "") -> NoReturn:
     """Raise one error that lists the first ten faults and says how many there are."""
-    lines = [f"  {i}. {fault}" for i, fault in enumerate(faults[:SHOWN_FAULTS], 1)]
+    lines = [f"  {i}. {fault}".replace("\n", "\n     ") for i, fault in enumerate(faults[:SHOWN_FAULTS], 1)]
     if len(faults) > SHOWN_FAULTS:
         lines.append(f"  ... and {len(faults) - SHOWN_FAULTS} more")
     count = f"{len(faults)} fault" + ("s" if len(faults) != 1 else "")

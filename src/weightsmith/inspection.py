@@ -28,9 +28,9 @@ from weightsmith.distance import (
     tensors_beside,
     tie_note,
 )
+from weightsmith.engine.stream import Stream, Work
 from weightsmith.plan import Options
 from weightsmith.run import Progress
-from weightsmith.stream import Stream, Work
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.vector import extent
 

@@ -136,7 +136,8 @@ class Method:
         most: Most models beside the base; None for any number.
         reach: "elementwise", "row" or "matrix".
         vectors: With reach "matrix": what computes tensors of less than two axes, element by element.
-        matrices: With reach "matrix": how many matrices of the tensor's size, in float64, it holds beside its inputs.
+        matrices: With reach "matrix": how many matrices of the tensor's size, in float64, it holds beside its inputs; a number,
+            or a function of (rows, columns, models).
     """
 
     function: Callable[..., Array]
@@ -146,7 +147,7 @@ class Method:
     most: int | None
     reach: str = "elementwise"
     vectors: Callable[..., Array] | None = None
-    matrices: int = 0
+    matrices: float | Callable[[int, int, int], float] = 0
 
     @property
     def name(self) -> str:
@@ -214,6 +215,14 @@ class Method:
     def takes_matrix(self, shape: Sequence[int]) -> bool:
         """Tell whether a tensor of this shape is given whole, as a matrix."""
         return self.reach == "matrix" and len(shape) > 1
+
+    def workspace_bytes(self, shape: Sequence[int], models: int) -> int:
+        """Return what the function holds beside its inputs for a tensor taken as a matrix; 0 for others."""
+        if not self.takes_matrix(shape):
+            return 0
+        rows, columns = as_matrix(shape)
+        count = self.matrices(rows, columns, models) if callable(self.matrices) else self.matrices
+        return round(8 * count * rows * columns)
 
     def statistics(self, parameters: Mapping[str, Any]) -> Statistics | None:
         """Return a fresh generator of reductions; None where these parameters need none."""
@@ -335,7 +344,7 @@ def method(
     most: int | None = None,
     reach: str = "elementwise",
     vectors: Callable[..., Array] | None = None,
-    matrices: int = 0,
+    matrices: float | Callable[[int, int, int], float] = 0,
 ) -> Callable[[Callable[..., Array]], Method]:
     """Declare a method: see the attributes of `Method`."""
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from weightsmith.checkpoint.write import Output, Shard
+from weightsmith.engine.reductions import is_reduced_first, reduce, reduce_each
+from weightsmith.engine.stream import Piece, Stream, Work, Worker
 from weightsmith.plan import Plan
-from weightsmith.reductions import is_reduced_first, reduce, reduce_each
-from weightsmith.stream import Piece, Stream, Work, Worker
 from weightsmith.tensor.coding import stored_bytes
 
 

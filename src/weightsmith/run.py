@@ -17,6 +17,7 @@ from weightsmith.checkpoint.entry import Checkpoint
 from weightsmith.checkpoint.read import Files, check_unchanged, fingerprint
 from weightsmith.checkpoint.write import Output, check_output, lay_out
 from weightsmith.dialect import Step, is_dialect, read_steps
+from weightsmith.engine.stream import Stream, Work
 from weightsmith.errors import ArgumentError, MismatchError, ResourceError, shown
 from weightsmith.plan import Options, Plan, find_method, free_bytes, make_plan
 from weightsmith.plan.settings import per_model, split_settings
@@ -24,7 +25,6 @@ from weightsmith.produce import produce, reduce_all
 from weightsmith.recipe import DTYPES, Recipe, Vocabulary, parse_size
 from weightsmith.recipe.text import read_recipe
 from weightsmith.record import finish
-from weightsmith.stream import Stream, Work
 from weightsmith.tensor.coding import stored_bytes
 
 Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all

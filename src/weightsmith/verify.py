@@ -13,20 +13,21 @@ import numpy as np
 
 from weightsmith.budget import Demand, choose_limits, usable_threads
 from weightsmith.checkpoint.adapter_write import WEIGHTS_NAME
-from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, MEAN, PADDING, Checkpoint, Entry, Rows
+from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, MEAN, PADDING, Checkpoint, Entry, LowRank, Rows
 from weightsmith.checkpoint.folder import read_json
 from weightsmith.checkpoint.read import fingerprint, open_checkpoint
 from weightsmith.checkpoint.rows import row_blocks
 from weightsmith.checkpoint.write import sha256_file
 from weightsmith.device import Device
+from weightsmith.engine.stream import Job, Stream, Work
 from weightsmith.errors import ArgumentError, CheckpointError, WeightsmithError, shown
+from weightsmith.matrices import Matrices, as_matrix
 from weightsmith.method import Tile
 from weightsmith.plan import Options, Plan, find_method, make_plan
 from weightsmith.produce import reduce_all
 from weightsmith.recipe.text import parse_recipe
 from weightsmith.record import record_digest
 from weightsmith.run import Progress
-from weightsmith.stream import Job, Stream, Work
 from weightsmith.tensor.arrays import Array, Plain
 from weightsmith.tensor.coding import stored_bytes
 from weightsmith.tensor.rounding import rounded
@@ -274,11 +275,28 @@ def _computed(plan: Plan, work: Work, start: int, stop: int, statistics: Any, po
     where = Tile(
         work.name, work.shape, start, position + start, work.layer, plan.job.layers, statistics, plan.job.precision
     )
-    run = plan.method.whole if statistics is None else plan.method.apply
+    run: Any = plan.method.whole if statistics is None else plan.method.apply
     plain = None if base is None else base.view(Plain)
+    given: Any = np.ascontiguousarray(others).view(Plain)
+    if plan.method.takes_matrix(work.shape):
+        run, shape, stacked = plan.method.apply_matrix, as_matrix(work.shape), given
+        given = Matrices(len(others), shape, lambda t: stacked[t].reshape(shape), lambda t: _product(plan, work, t))
+        plain = None if plain is None else plain.reshape(shape)
     with np.errstate(all="ignore"):  # NaN and infinity pass here, and are counted elsewhere
-        values = np.asarray(run(plain, np.ascontiguousarray(others).view(Plain), work.parameters or {}, where))
+        values = np.asarray(run(plain, given, work.parameters or {}, where))
     return _narrowed(values, work.dtype)
+
+
+def _product(plan: Plan, work: Work, index: int) -> tuple[Array, Array] | None:
+    """Return the factors of a task vector that is an adapter's product on just this base tensor; None for any other."""
+    entry = work.inputs[plan.method.has_base + index]
+    if "task_vectors" not in plan.method.inputs or replace(entry, low_rank=None) != work.inputs[0]:
+        return None
+    if entry.low_rank is None:
+        rows, columns = as_matrix(work.shape)
+        return np.zeros((rows, 0), np.float32), np.zeros((0, columns), np.float32)
+    left, right = _factors(entry.low_rank)
+    return np.ascontiguousarray(left) * np.float32(entry.low_rank.scale), np.ascontiguousarray(right)
 
 
 def _narrowed(values: Array, dtype: str) -> Array:
@@ -349,8 +367,7 @@ def _numbers(entry: Entry, start: int, stop: int, dtype: str) -> Array:
     if entry.low_rank is None:
         return values
     low = entry.low_rank
-    down, up = (_numbers(replace(e), 0, e.size, "float32").reshape(e.shape[0], -1) for e in (low.down, low.up))
-    left, right = (down.T, up.T) if low.transposed else (up, down)
+    left, right = _factors(low)
     columns = right.shape[1]
     rows = slice(start // columns, -(-stop // columns))
     product = np.zeros((rows.stop - rows.start, columns), np.float32)
@@ -358,3 +375,9 @@ def _numbers(entry: Entry, start: int, stop: int, dtype: str) -> Array:
         product += left[rows, k : k + 1] * right[k]
     added = product.reshape(-1)[start - rows.start * columns :][: stop - start]
     return values + added * values.dtype.type(low.scale)
+
+
+def _factors(low: LowRank) -> tuple[Array, Array]:
+    """Return left (rows, rank) and right (rank, columns)."""
+    down, up = (_numbers(e, 0, e.size, "float32").reshape(e.shape[0], -1) for e in (low.down, low.up))
+    return (down.T, up.T) if low.transposed else (up, down)

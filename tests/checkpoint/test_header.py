@@ -28,7 +28,7 @@ def refusal(path: Path, raw: bytes) -> str:
         read_header(path)
     text = str(caught.value)
     assert path.name in text
-    assert "Fetch the file again" in text or "did you mean" in text or "valid names" in text
+    assert "Fetch the file again" in text or "Did you mean" in text or "Valid names" in text
     assert text.isprintable()
     return text
 

@@ -10,10 +10,10 @@ import torch
 import weightsmith
 from weightsmith.arguments import Real, Reals
 from weightsmith.checkpoint.write import Output
+from weightsmith.engine.stream import Worker
 from weightsmith.errors import ArgumentError, NonFiniteError, WeightsmithError
 from weightsmith.merge import METHODS, linear, slerp, task_arithmetic
 from weightsmith.plan import Options
-from weightsmith.stream import Worker
 from weightsmith.tensor.arrays import Plain
 from weightsmith.tensor.coding import decode, encode
 from weightsmith.tensor.sign import MERGES, merge_agreeing

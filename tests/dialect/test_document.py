@@ -106,7 +106,11 @@ def test_modules_with_one_tower_are_that_tower() -> None:
         ("merge_method: x\nmodels: [{model: a}]\nout_dtype: int64", 3, "not merged as whole numbers"),
         ("merge_method: x\nmodels: [{model: a}]\ntokenizer: {source: base}\ntokenizer_source: base", 3, "got both"),
         ("merge_method: x\nmodels: [{model: a}]\ntokenizer: {pad_to_multiple_of: 0}", 3, "whole number from 1"),
-        ("merge_method: x\nmodels: [{model: a}]\ntokenizer: {tokens: {t: {}}}", 3, "key 'source' is missing"),
+        (
+            "merge_method: x\nmodels: [{model: a}]\ntokenizer: {tokens: {t: {force: true}}}",
+            3,
+            "key 'source' is missing",
+        ),
         ("merge_method: x\nmodels: [{model: a}]\ntokenizer: {tokens: {t: {source: {kind: 1}}}}", 3, "{kind: zero}"),
         (
             "merge_method: x\nmodels: [{model: a}]\ntokenizer: {tokens: {t: {source: {kind: model_token, model: a}}}}",
@@ -118,6 +122,19 @@ def test_modules_with_one_tower_are_that_tower() -> None:
 def test_faults_are_told_with_their_line(text: str, line: int, told: str) -> None:
     _, faults, _ = _read(text)
     assert [found for found in faults if found[0] == line and told in found[1]], faults
+
+
+def test_a_token_without_a_source_has_no_effect() -> None:
+    document, faults, notes = _read(
+        "merge_method: x\nmodels: [{model: a}]\ntokenizer: {tokens: {t: {}, u: {source: ~}}}"
+    )
+    assert faults == []
+    assert document is not None
+    assert document.vocabulary == Vocabulary("union")
+    assert [note.partition(" has no source")[0] for note in notes] == [
+        "line 3: tokenizer: token 't'",
+        "line 3: tokenizer: token 'u'",
+    ]
 
 
 def test_keys_without_effect_are_notes() -> None:

@@ -176,6 +176,35 @@ def test_optional_bases_choose_the_method(translated: Callable[..., Translation]
     assert (made.method, made.base, made.parameters) == ("nuslerp_base", "c", {"scope": "row"})
 
 
+@pytest.mark.parametrize(("base", "method"), [("", "nuslerp_columns"), ("base_model: c\n", "nuslerp_columns_base")])
+def test_vectors_along_the_first_axis_are_a_method_of_their_own(
+    translated: Callable[..., Translation], base: str, method: str
+) -> None:
+    text = (
+        "merge_method: nuslerp\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1, nuslerp_row_wise: true%s}\n"
+    )
+    whole = translated(text % "" + base).recipe
+    assert whole.parameters == {"scope": "tensor"}  # nuslerp_flatten is true by default, and then this has no effect
+    made = translated(text % ", nuslerp_flatten: false" + base).recipe
+    assert (made.method, made.parameters) == (method, {})
+    part = "{model: %s, layer_range: [0, 1]}"
+    models = [part % name for name in ("abc" if base else "ab")]
+    sliced = f"merge_method: nuslerp\nslices: [{{sources: [{', '.join(models)}]}}]\n{base}"
+    made = translated(sliced + "parameters: {weight: 1, nuslerp_row_wise: true, nuslerp_flatten: false}\n").recipe
+    assert (made.method, made.parameters, len(made.slices)) == (method, {}, 1)
+
+
+@pytest.mark.parametrize("name", ["ties", "dare_linear", "della", "sce", "ram"])
+def test_a_base_alone_is_copied(translated: Callable[..., Translation], name: str) -> None:
+    made = translated(
+        f"merge_method: {name}\nbase_model: b\nmodels: [{{model: b}}]\ndtype: bfloat16\ntokenizer_source: base"
+    )
+    recipe = made.recipe
+    assert (recipe.parameters, recipe.vocabulary) == ({}, Vocabulary("b"))
+    assert (recipe.method, recipe.base, recipe.models, recipe.dtype) == ("passthrough", None, ("b",), "BF16")
+    assert "the base is the only model: copied" in made.notes
+
+
 def test_peer_exact_reproduces_harmless_defects(translated: Callable[..., Translation]) -> None:
     text = "merge_method: {}\nbase_model: b\nmodels: [{{model: a}}]\ndtype: bfloat16\n"
     assert translated(text.format("sce")).recipe.parameters["select_topk"] == 1.0
@@ -212,9 +241,16 @@ def test_peer_exact_reproduces_harmless_defects(translated: Callable[..., Transl
             "the base 'b' is not among the sources",
         ),
         (
+            "merge_method: nuslerp\nslices:\n  - sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1]}]\n"
+            "    parameters: {nuslerp_row_wise: true}\n"
+            "  - sources: [{model: a, layer_range: [1, 2]}, {model: b, layer_range: [1, 2]}]\n"
+            "parameters: {weight: 1, nuslerp_flatten: false}",
+            "expected the same in all slices",
+        ),
+        (
             "merge_method: nuslerp\nmodels: [{model: a}, {model: b}]\n"
-            "parameters: {weight: 1, nuslerp_flatten: false, nuslerp_row_wise: true}",
-            "along the first axis are not supported",
+            "parameters: {weight: 1, nuslerp_flatten: false, nuslerp_row_wise: {filter: mlp, value: true}}",
+            "nuslerp_row_wise: expected one value for all tensors",
         ),
     ],
 )

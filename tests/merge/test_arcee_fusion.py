@@ -4,8 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from weightsmith.merge.arcee_fusion import arcee_fusion
+from weightsmith.tensor.arrays import Plain
+from weightsmith.tensor.importance import row_importance
 
 
 def softmax(row):
@@ -54,3 +57,14 @@ def test_every_entry_comes_from_one_of_the_two():
 def test_rows_of_one_entry_are_taken_over_whole():
     base, model = np.random.default_rng(3).standard_normal((2, 30, 1))
     assert np.array_equal(arcee_fusion(base, [model]), model)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("length", [1, 3, 64, 1000])
+def test_the_loops_have_the_bits_of_the_eager_form(precision, dtype, length):
+    base, change = np.random.default_rng(length).standard_normal((2, 7 * length)).astype(dtype)
+    other = base + change * dtype(0.01)
+    found = row_importance(base, other, length, precision)
+    assert np.array_equal(found, np.asarray(row_importance(base.view(Plain), other.view(Plain), length, precision)))
+    assert np.array_equal(found, row_importance(torch.from_numpy(base), torch.from_numpy(other), length, precision))

@@ -8,6 +8,9 @@ import torch
 
 from weightsmith.merge.sce import sce
 from weightsmith.method import Tile
+from weightsmith.tensor.arrays import Plain
+from weightsmith.tensor.select import kth_largest
+from weightsmith.tensor.variance import count_varying, energies, keep_varying, variances
 
 
 def slow(base, taus, share, floor=False):
@@ -76,3 +79,23 @@ def test_each_step_is_rounded_in_a_narrow_precision(precision):
     for make in (lambda x: x, lambda x: x.float().numpy()):
         found = sce(make(base), [make(t) for t in taus], peer_floor=True, tile=Tile(precision=precision))
         assert torch.equal(torch.as_tensor(found).to(dtype), expected)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 64, 1025, 9000])
+def test_the_loops_have_the_bits_of_the_eager_forms(precision, dtype, size):
+    vectors = (np.random.default_rng(size).standard_normal((3, size)) * 0.01).astype(dtype)
+    vectors[:, ::5], vectors[:, 1::5], vectors[1, 1::5] = 0, 0.125, 0.25
+    forms = [vectors, vectors.view(Plain), torch.from_numpy(vectors)]
+    ranks = [size // 2, size // 10, 0, size]
+    calls = [
+        lambda v, k=k, s=s: keep_varying(v, k, s, precision) for k in kth(vectors, ranks, precision) for s in (0, 7)
+    ]
+    for call in (*calls, lambda v: variances(v, precision), lambda v: energies(v, precision)):
+        assert len({np.asarray(call(form)).tobytes() for form in forms}) == 1
+    assert len({count_varying(form, precision) for form in forms}) == 1
+
+
+def kth(vectors, ranks, precision):
+    return kth_largest(variances(vectors, precision)[None], ranks)

@@ -305,7 +305,7 @@ def test_a_schedule_of_a_word_is_refused(family):
 def test_a_schedule_of_an_unknown_parameter_is_refused(family):
     message = refused("ties", *family, densty=Schedule((Rule("*", (0.5,)),)), error=ArgumentError)
     assert "unknown parameter 'densty'" in message
-    assert "did you mean 'density'?" in message
+    assert "Did you mean 'density'?" in message
 
 
 @pytest.mark.parametrize("values", [(0.5, 2.0), (0.5, -1.0)])
@@ -399,7 +399,7 @@ def test_a_budget_below_the_need_is_refused_with_the_need(family):
         (("linear", ("a", "b"), "base"), "merge linear takes no base. Leave it out"),
         (("slerp", ("a",), None), "number of models; expected 2"),
         (("slerp", ("a", "b", "base"), None), "number of models; expected 2"),
-        (("tise", ("a",), "base"), "unknown method 'tise'. did you mean 'ties'"),
+        (("tise", ("a",), "base"), "unknown method 'tise'. Did you mean 'ties'"),
     ],
 )
 def test_recipes_that_do_not_fit_the_method(family, monkeypatch, recipe, told):
@@ -418,7 +418,7 @@ def test_recipes_that_do_not_fit_the_method(family, monkeypatch, recipe, told):
         ("ties", {"density": 1.5}, "merge ties: density; expected a number in (0, 1]; got 1.5"),
         ("ties", {"density": float("nan")}, "merge ties: density; expected a number in (0, 1]; got nan"),
         ("ties", {"density": "0.2"}, "got '0.2'"),
-        ("ties", {"scope": "tenser"}, "did you mean 'tensor'?"),
+        ("ties", {"scope": "tenser"}, "Did you mean 'tensor'?"),
         ("ties", {"coefficients": (1.0, 2.0)}, "merge ties takes no coefficients"),
         ("dare", {"coefficients": (1.0,)}, "merge dare: coefficients; expected 2, one per model; got 1"),
         ("dare", {"seed": -1}, "merge dare: seed"),

@@ -8,8 +8,8 @@ from dataclasses import replace
 from weightsmith.checkpoint.entry import Entry
 from weightsmith.checkpoint.read import Files
 from weightsmith.distance import Distance, gather, make_distance, measure_pair, reporter
+from weightsmith.engine.stream import Job, Stream, Work
 from weightsmith.run import Progress
-from weightsmith.stream import Job, Stream, Work
 
 _READ_BYTES = 1 << 22
 

@@ -23,16 +23,16 @@ from weightsmith.checkpoint.entry import Checkpoint, Entry
 from weightsmith.checkpoint.read import fingerprint, open_checkpoint
 from weightsmith.device import find_device
 from weightsmith.distance import reporter, tensors_beside
+from weightsmith.engine.stream import Job, Stream, Worker
+from weightsmith.engine.whole import numbers
 from weightsmith.errors import ArgumentError, MismatchError, NonFiniteError, raise_all, shown
 from weightsmith.plan import Options
 from weightsmith.recipe import DTYPES
 from weightsmith.run import Progress, check_place
-from weightsmith.stream import Job, Stream, Worker
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.select import random_key
 from weightsmith.tensor.spectral import ALGORITHMS, leading, sketched, wide
 from weightsmith.tensor.truncation import distance_to_product, singular_values
-from weightsmith.whole import numbers
 
 VERB = "extract-lora"
 ABOUT = "The difference of a finetuned model from its base was written as a LoRA adapter, cut to low rank,"

@@ -24,15 +24,15 @@ from weightsmith.checkpoint.folder import read_config
 from weightsmith.checkpoint.read import fingerprint, open_checkpoint
 from weightsmith.device import Device
 from weightsmith.distance import reporter
+from weightsmith.engine.stream import Job, Stream, Worker
+from weightsmith.engine.whole import numbers
 from weightsmith.errors import ArgumentError, MismatchError, raise_all, shown
 from weightsmith.plan import Options
 from weightsmith.recipe import DTYPES
 from weightsmith.run import Progress, check_place
-from weightsmith.stream import Job, Stream, Worker
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.spectral import of_product
 from weightsmith.tensor.truncation import norm_of_product, singular_values_of_product
-from weightsmith.whole import numbers
 
 VERB = "merge-adapters"
 ABOUT = "LoRA adapters of one base were merged on their products"

@@ -20,12 +20,12 @@ from weightsmith.checkpoint.names import is_expert
 from weightsmith.checkpoint.read import check_unchanged
 from weightsmith.checkpoint.write import Output, Slot
 from weightsmith.distance import add_exactly, plain_number
+from weightsmith.engine.stream import Piece, Stream, Work, Worker
+from weightsmith.engine.whole import encoded, numbers
 from weightsmith.errors import MismatchError, shown
 from weightsmith.record import write_record
-from weightsmith.stream import Piece, Stream, Work, Worker
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.coding import decode, stored_bytes
-from weightsmith.whole import encoded, numbers
 
 COPIED_BYTES = 1 << 22
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from weightsmith.arguments import Real, Whole
 from weightsmith.checkpoint.adapter_write import Target
+from weightsmith.engine.stream import Stream, Worker
 from weightsmith.errors import ArgumentError
 from weightsmith.recipe import parse_size
-from weightsmith.stream import Stream, Worker
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.coding import stored_bytes
 from weightsmith.tensor.truncation import budget_ranks, energy_rank

@@ -36,12 +36,12 @@ from weightsmith.distance import (
     plain_number,
     reporter,
 )
+from weightsmith.engine.stream import Stream, Worker
+from weightsmith.engine.whole import encoded, numbers, raw_words
 from weightsmith.errors import ArgumentError, MismatchError, raise_all, shown
 from weightsmith.plan import Options
 from weightsmith.run import Progress, check_place
-from weightsmith.stream import Stream, Worker
 from weightsmith.tensor.arrays import Array
-from weightsmith.whole import encoded, numbers, raw_words
 
 MAX_SWEEPS = 100
 MAX_SEED = 2**63 - 1

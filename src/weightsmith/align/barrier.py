@@ -14,11 +14,11 @@ from weightsmith.align.publish import whole_job
 from weightsmith.checkpoint.entry import Checkpoint
 from weightsmith.checkpoint.read import open_checkpoint, read_array
 from weightsmith.distance import are_numbers, tensors_beside
+from weightsmith.engine.stream import Stream
+from weightsmith.engine.whole import numbers
 from weightsmith.errors import ArgumentError, MismatchError, raise_all, shown
 from weightsmith.plan import Options
-from weightsmith.stream import Stream
 from weightsmith.tensor.arrays import Array
-from weightsmith.whole import numbers
 
 Weights: TypeAlias = dict[
     str, Array

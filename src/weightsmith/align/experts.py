@@ -22,10 +22,10 @@ from weightsmith.checkpoint.config_text import config_with_experts
 from weightsmith.checkpoint.entry import Checkpoint
 from weightsmith.checkpoint.read import fingerprint, open_checkpoint
 from weightsmith.distance import reporter
+from weightsmith.engine.stream import Stream
 from weightsmith.errors import ArgumentError, MismatchError, raise_all, shown
 from weightsmith.plan import Options
 from weightsmith.run import Progress, check_place
-from weightsmith.stream import Stream
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.grouping import cosines, counts_kept, dominant, joined
 

@@ -13,11 +13,11 @@ import numpy as np
 from weightsmith.align.experts_layout import ExpertLayer, Kind
 from weightsmith.align.publish import Change
 from weightsmith.checkpoint.entry import Checkpoint, Entry
-from weightsmith.stream import Work, Worker
+from weightsmith.engine.stream import Work, Worker
+from weightsmith.engine.whole import encoded, numbers
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.grouping import shares
 from weightsmith.tensor.permute import UnitAxis, add_products, best_order, permuted, unfold
-from weightsmith.whole import encoded, numbers
 
 SLAB = 1 << 20  # elements summed at a time
 

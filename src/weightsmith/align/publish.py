@@ -17,13 +17,13 @@ from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, Checkpoint, Entry
 from weightsmith.checkpoint.read import check_unchanged
 from weightsmith.checkpoint.write import Output, lay_out
 from weightsmith.distance import reading_job
+from weightsmith.engine.stream import Job, Piece, Stream, Work, Worker
+from weightsmith.engine.whole import encoded, numbers
 from weightsmith.errors import ResourceError
 from weightsmith.plan import Options
 from weightsmith.record import write_record
 from weightsmith.run import DEFAULT_SHARD_BYTES
-from weightsmith.stream import Job, Piece, Stream, Work, Worker
 from weightsmith.tensor.arrays import Array
-from weightsmith.whole import encoded, numbers
 
 COPIED_BYTES = 1 << 22
 _STATISTICS = ("running_mean", "running_var")

@@ -29,13 +29,13 @@ from weightsmith.budget import usable_threads
 from weightsmith.checkpoint.entry import Checkpoint, Entry
 from weightsmith.checkpoint.read import fingerprint, open_checkpoint
 from weightsmith.distance import reporter
+from weightsmith.engine.stream import Stream, Worker
+from weightsmith.engine.whole import encoded, numbers
 from weightsmith.errors import ArgumentError, MismatchError
 from weightsmith.plan import Options
 from weightsmith.run import Progress, check_place
-from weightsmith.stream import Stream, Worker
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.permute import add_products, merge_closest, merged, unfold
-from weightsmith.whole import encoded, numbers
 
 ABOUT = "Hidden units that are nearly alike were merged"
 

@@ -24,6 +24,8 @@ from weightsmith.errors import ArgumentError, ResourceError, shown
 def command(recipe: str, out: str | None, force: bool, peer_exact: bool) -> int:
     """Turn a recipe of mergekit's into one of ours, which merges to the same bytes.
 
+    `weightsmith merge RECIPE OUT` takes mergekit's as it is, too; a file of several documents can only be merged so.
+
     Notes on what has no effect or is done better stand above it as comments. With --peer-exact these defects of
     mergekit are reproduced, and come out in the recipe: arcee_fusion and ramplus_tl write float32 where no out_dtype
     is given; sce weighs models equally where their changes are tiny.

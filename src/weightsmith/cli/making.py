@@ -69,7 +69,7 @@ class MethodsGroup(click.Group):
             return _recipe_command(name, self.dry_run)
         raise ArgumentError(
             f"'{shown(name)}' is neither a method nor a recipe file",
-            do=nearest(name, self.list_commands(ctx)).capitalize(),
+            do=nearest(name, self.list_commands(ctx)),
         )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -246,7 +246,7 @@ def _place_text(ids: Sequence[int | None], place: int | None) -> str:
 def _numbers(value: Any) -> str:
     if isinstance(value, tuple):
         return "(" + ", ".join(map(_numbers, value)) + ")"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else "default" if value is None else str(value)
 
 
 def _plan_text(plan: Plan) -> str:

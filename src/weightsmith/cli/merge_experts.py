@@ -95,5 +95,6 @@ def _text(done: ExpertMerge) -> str:
                 together,
             )
         )
+    head = f"{shown(done.out)}: experts of {counted(len(rows), 'layer')} merged in {done.seconds:.1f} s"
     header = ("layer", "experts", "kept", "units moved", "groups, dominant first")
-    return "\n".join([f"{shown(done.out)}: {done.seconds:.1f} s", *columns(header, rows, left=(0, 4))])
+    return "\n".join([head, *columns(header, rows, left=(0, 4))])

@@ -252,8 +252,13 @@ def _token(node: Node, what: str, faults: Faults, notes: Notes) -> TokenRule | N
     fields = fields_of(node, what, ("source", "force"), faults, notes)
     force = "force" in fields and value_of(fields["force"], f"{what}: force", faults) is True
     source = fields.get("source")
-    if source is None:
-        faults.append((node.line, f"{what}: key 'source' is missing; name a model, or write {{kind: zero}}"))
+    if source is None or (source.kind == "scalar" and value_of(source, what, []) is None):
+        if force:
+            faults.append((node.line, f"{what}: key 'source' is missing; name a model, or write {{kind: zero}}"))
+        else:
+            notes.append(
+                f"line {node.line}: {what} has no source, and no effect; mergekit fails where a model lacks it"
+            )
         return None
     if source.kind != "mapping" or not any(key.text == "kind" for key in source.items[::2]):
         model = _reference(source, f"{what}: source", faults, notes)

@@ -64,7 +64,7 @@ def _flag(ours: str | None, default: bool) -> Argument:
     return Argument(ours, default, kind="flag")
 
 
-ROW_WISE = "row_wise"  # which none of our methods takes: refused where it would have an effect
+ROW_WISE, COLUMN = "row_wise", "column"  # a flag, and the scope it stands for, which is a method of its own here
 _WEIGHT = Argument("coefficient", needed=True)
 
 
@@ -100,7 +100,7 @@ def _della(ours: str, *, normalize: bool) -> PeerMethod:
 
 
 _GAMMA = Argument("gamma", 0.01)
-_WIDE = "mergekit writes float32 whatever dtype says; written in the dtype asked for"
+_WIDE = "mergekit writes float32 whatever dtype says; here the dtype holds"
 
 PEER_METHODS: Mapping[str, PeerMethod] = {
     "linear": PeerMethod(

@@ -9,7 +9,7 @@ from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, Checkpoint
 from weightsmith.checkpoint.read import open_checkpoint
 from weightsmith.dialect.document import Document, Input, Part
 from weightsmith.dialect.idle import without_idle
-from weightsmith.dialect.methods import PEER_METHODS, ROW_WISE, Argument, PeerMethod
+from weightsmith.dialect.methods import COLUMN, PEER_METHODS, ROW_WISE, Argument, PeerMethod
 from weightsmith.dialect.setting import Level, in_force, setting_of
 from weightsmith.dialect.tree import Notes
 from weightsmith.errors import RecipeError, WeightsmithError, nearest, raise_all, shown
@@ -99,13 +99,32 @@ def _recipe(document: Document, method: PeerMethod, peer_exact: bool, faults: Fa
         )
     if document.dtype == "F64":
         notes.append("dtype float64: computed in float64 only where an input is stored so, else in float32")
-    if document.whole:
-        part = _with_base(document, method, faults)
-        shared, settings = _settings(document, method, part, faults, notes)
-        given = tuple(s for i, s in zip(part.inputs, settings, strict=True) if not _is_base(i, part, method))
-        models = tuple(i.model for i in part.inputs if not _is_base(i, part, method))
-        _count(method, len(models), part.line, faults)
-        return replace(recipe, models=models, settings=given if any(given) else (), parameters={**fixed, **shared})
+    build = _whole if document.whole else _sliced
+    recipe = build(replace(recipe, parameters=fixed), document, method, faults, notes)
+    return _by_columns(recipe, document.line, faults)
+
+
+def _whole(recipe: Recipe, document: Document, method: PeerMethod, faults: Faults, notes: Notes) -> Recipe:
+    """Return the recipe with whole models."""
+    part = _with_base(document, method, faults)
+    shared, settings = _settings(document, method, part, faults, notes)
+    given = tuple(s for i, s in zip(part.inputs, settings, strict=True) if not _is_base(i, part, method))
+    models = tuple(i.model for i in part.inputs if not _is_base(i, part, method))
+    if not models and part.base and method.base == "needed" and method.least == 1 and method.most is None:
+        notes.append("the base is the only model: copied")
+        vocabulary = recipe.vocabulary
+        if vocabulary is not None and vocabulary.source == "base":
+            vocabulary = replace(vocabulary, source=part.base)
+        return replace(
+            recipe, method="passthrough", models=(part.base,), base=None, parameters={}, vocabulary=vocabulary
+        )
+    _count(method, len(models), part.line, faults)
+    parameters = {**recipe.parameters, **shared}
+    return replace(recipe, models=models, settings=given if any(given) else (), parameters=parameters)
+
+
+def _sliced(recipe: Recipe, document: Document, method: PeerMethod, faults: Faults, notes: Notes) -> Recipe:
+    """Return the recipe with slices."""
     slices, shares = [], []
     for part in document.parts:
         part = _with_base(document, method, faults, part)
@@ -127,7 +146,17 @@ def _recipe(document: Document, method: PeerMethod, peer_exact: bool, faults: Fa
     ]
     if recipe.base is None and any(part.base for part in slices):
         recipe = replace(recipe, base=slices[0].base)
-    return replace(recipe, slices=tuple(placed), parameters={**fixed, **common})
+    return replace(recipe, slices=tuple(placed), parameters={**recipe.parameters, **common})
+
+
+def _by_columns(recipe: Recipe, line: int, faults: Faults) -> Recipe:
+    """Return the recipe with the method that goes along columns, where they are asked for."""
+    if any(part.parameters.get("scope") == COLUMN for part in recipe.slices):
+        faults.append((line, "nuslerp_flatten and nuslerp_row_wise: expected the same in all slices"))
+    if recipe.parameters.get("scope") != COLUMN:
+        return recipe
+    others = {name: setting for name, setting in recipe.parameters.items() if name != "scope"}
+    return replace(recipe, method=recipe.method.replace("nuslerp", "nuslerp_columns"), parameters=others)
 
 
 def _with_base(document: Document, method: PeerMethod, faults: Faults, part: Part | None = None) -> Part:
@@ -172,10 +201,11 @@ def _settings(
     """Return the shared parameters of a part, and the per-model ones of each of its inputs."""
     levels = [part.parameters, *document.levels]
     shared = _resolve(method.shared, levels, document.method, part.line, faults, notes)
-    if shared.pop(ROW_WISE, False) and shared.get("scope") != "tensor":
-        faults.append(
-            (part.line, "nuslerp_row_wise: vectors along the first axis are not supported; leave it out for the last")
-        )
+    row_wise = shared.pop(ROW_WISE, False)
+    if isinstance(row_wise, Schedule):
+        faults.append((part.line, f"{document.method}: nuslerp_row_wise: expected one value for all tensors"))
+    elif row_wise and shared.get("scope") == "row":
+        shared["scope"] = COLUMN
     settings: list[dict[str, Setting]] = []
     for given in part.inputs:
         if _is_base(given, part, method):

@@ -18,7 +18,7 @@ def _prepare() -> Statistics:
     def importance(base: Array, finetuned: Array, tile: Tile) -> Array:
         return row_importance(base, finetuned[0], tile.row_length, tile.precision)[None]
 
-    found = yield KthLargest(ranks, importance)
+    found = yield KthLargest(ranks, importance, located=False)
     return [float(kth.value[0, 0]) for kth in found]
 
 
@@ -42,7 +42,7 @@ def arcee_fusion(base: Array, finetuned: Array, *, tile: Tile) -> Array:
 
     Differs from the paper: there is none. mergekit takes the quarters of a random sample where a tensor has more than a
     million entries; here they are exact. A tensor of rows of one entry is taken over whole, as there.
-    Cost: three exponentials and logarithms per entry in each of four passes over two models; memory for a tile of whole rows.
+    Cost: three exponentials and logarithms per entry in each of mostly two passes; memory for a tile of whole rows.
 
     Command:
         weightsmith merge arcee_fusion --base B --model A --out OUT

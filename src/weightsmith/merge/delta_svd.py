@@ -22,7 +22,12 @@ def add_vectors(
     return add_scaled(base, weighted_sum(task_vectors, coefficients), lambda_)
 
 
-@method(reach="matrix", vectors=add_vectors, matrices=11)
+def held(rows: int, columns: int, models: int) -> float:
+    """Return how many matrices it takes: six, and five of the size of the smaller side's Gram matrix."""
+    return 6 + 5 * min(rows, columns) / max(rows, columns)
+
+
+@method(reach="matrix", vectors=add_vectors, matrices=held)
 def delta_svd(
     base: Array,
     task_vectors: Matrices,

@@ -8,7 +8,7 @@ from weightsmith.arguments import Choice, Count, NonNegative, Number, Ordinal, P
 from weightsmith.method import Kth, KthMagnitude, Matrices, Statistics, Tile, method
 from weightsmith.tensor.arrays import Array, cast, like, namespace
 from weightsmith.tensor.select import is_among_largest
-from weightsmith.tensor.spectral import Adam, add_matrix, joined, leading, task_factors
+from weightsmith.tensor.spectral import Adam, add_matrix, joined, leading, side_by_side, task_factors
 
 EPSILON = 1e-8  # gradients this much smaller than the first count as none
 
@@ -33,18 +33,6 @@ def shared_subspace(task_vectors: Matrices, divisor: int) -> Array:
     each = rank // len(task_vectors)
     left = joined([task_factors(task_vectors, t, each) for t in range(len(task_vectors))]).left
     return leading(left, min(rank // divisor, *left.shape)).left
-
-
-def side_by_side(base: Array, task_vectors: Matrices) -> tuple[Array, list[float]]:
-    """Return the task vectors row by row, (m, T, n), in base's dtype, and their norms."""
-    xp = namespace(base)
-    stack = xp.concatenate([xp.zeros_like(base)[:, None, :]] * len(task_vectors), 1)
-    norms = []
-    for index in range(len(task_vectors)):
-        tau = task_vectors[index]
-        stack[:, index] = tau
-        norms.append(float(xp.linalg.norm(cast(tau, "float64"))))
-    return stack, norms
 
 
 def largest(task_vector: Array, kth: Kth, index: int, position: int) -> Array:
@@ -81,7 +69,13 @@ def correction(stack: Array, factors: Array, shared: Array, steps: int, rate: fl
     return delta
 
 
-@method(prepare=prepare, scope="parameter", reach="matrix", vectors=keep_base, matrices=12)
+@method(
+    prepare=prepare,
+    scope="parameter",
+    reach="matrix",
+    vectors=keep_base,
+    matrices=lambda rows, columns, models: 10 + models / 2,
+)
 def doge(
     base: Array,
     task_vectors: Matrices,

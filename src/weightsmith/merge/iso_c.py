@@ -8,7 +8,12 @@ from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.spectral import add_matrix, add_mean, polar, sum_factors, total
 
 
-@method(reach="matrix", vectors=add_mean, matrices=7)
+def held(rows: int, columns: int, models: int) -> float:
+    """Return how many matrices it takes: four, and three of the size of the smaller side's Gram matrix."""
+    return 4 + 3 * min(rows, columns) / max(rows, columns)
+
+
+@method(reach="matrix", vectors=add_mean, matrices=held)
 def iso_c(base: Array, task_vectors: Matrices, *, lambda_: Number = 1.0, tile: Tile) -> Array:
     """Add the sum of the task vectors with all its singular values made equal.
 

@@ -33,7 +33,12 @@ def specific(task_vector: Array, shared: Array, others: Array, rank: int) -> Fac
     return Factors(found.left * kept, found.values * kept, found.right * kept[:, None])
 
 
-@method(reach="matrix", vectors=add_mean, matrices=11)
+def held(rows: int, columns: int, models: int) -> float:
+    """Return how many matrices it takes: five, and six of the size of the smaller side's Gram matrix."""
+    return 5 + 6 * min(rows, columns) / max(rows, columns)
+
+
+@method(reach="matrix", vectors=add_mean, matrices=held)
 def iso_cts(
     base: Array,
     task_vectors: Matrices,

@@ -49,7 +49,13 @@ def merge_blocks(block: Callable[[int], Array], count: int, density: float) -> A
     return (merged / xp.clip(agreeing, 1, None)).reshape(shape)
 
 
-@method(reach="matrix", vectors=add_mean, matrices=16)
+def held(rows: int, columns: int, models: int) -> float:
+    """Return how many matrices it takes: eight, and four of the size of the joint Gram matrix."""
+    side = min(rows, models * columns)
+    return 8 + (models if side < rows else 0) + 4 * side * side / (rows * columns)
+
+
+@method(reach="matrix", vectors=add_mean, matrices=held)
 def knots(
     base: Array,
     task_vectors: Matrices,

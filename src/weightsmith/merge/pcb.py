@@ -7,8 +7,8 @@ from typing import Annotated
 import numpy as np
 
 from weightsmith.arguments import Choice, Coefficients, Number, Proportion, Real
-from weightsmith.method import KthLargest, KthMagnitude, Statistics, Tile, method
-from weightsmith.tensor.arrays import Array
+from weightsmith.method import KthLargest, Statistics, Tile, method
+from weightsmith.tensor.arrays import Array, namespace
 from weightsmith.tensor.competition import competition, scored_mean
 from weightsmith.tensor.vector import add_scaled
 
@@ -17,13 +17,19 @@ CLIPS = {"language": 1e-4, "vision": 0.01}  # by variant, as in the authors' scr
 
 def _prepare(*, variant: str, clip: float | None, density: float) -> Statistics:
     share = CLIPS[variant] if clip is None else clip
-    low, high = yield KthMagnitude(lambda size: [size - int(share * size), 1 + int(share * size)])
+
+    def magnitude(base: Array, task_vectors: Array, tile: Tile) -> Array:
+        return namespace(task_vectors).abs(task_vectors)
+
+    low, high = yield KthLargest(
+        lambda size: [size - int(share * size), 1 + int(share * size)], magnitude, located=False
+    )
     lowest, highest = low.value[:, 0], high.value[:, 0]
 
     def balance(base: Array, task_vectors: Array, tile: Tile) -> Array:
         return competition(task_vectors, lowest, highest, variant == "vision")
 
-    bound, top = yield KthLargest(lambda size: [max(1, round(density * size)), 1], balance)
+    bound, top = yield KthLargest(lambda size: [max(1, round(density * size)), 1], balance, located=False)
     return np.stack([lowest, highest, bound.value[:, 0], top.value[:, 0]])
 
 
@@ -67,7 +73,7 @@ def pcb(
 
     Differs from the paper: ranks are counted alike at both ends (its code rounds the upper one down), and the threshold is
     exactly round(density * N)-th; no evolutionary search. b_t is formed in float64 and ranked in float32 (or float64 input's).
-    Cost: five to seven passes over T + 1 models; memory for 65,536 counters per task and bound, and a tile.
+    Cost: mostly three passes over T + 1 models, up to seven where guesses fail; 65,536 counters per task and bound, and a tile.
 
     Command:
         weightsmith merge pcb --base B --model A1 --model A2 --density 0.1 --out OUT

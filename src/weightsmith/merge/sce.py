@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from weightsmith.arguments import Flag, Proportion
 from weightsmith.method import KthLargest, Statistics, Sums, Tile, method
-from weightsmith.tensor.arrays import Array, namespace
-from weightsmith.tensor.rounding import rounded, rounded_number
-from weightsmith.tensor.select import is_above
-from weightsmith.tensor.variance import merge_shares, variances
-from weightsmith.tensor.vector import absolute_sum, columns
+from weightsmith.tensor.arrays import Array
+from weightsmith.tensor.rounding import rounded_number
+from weightsmith.tensor.variance import count_varying, energies, keep_varying, merge_shares, variances
+from weightsmith.tensor.vector import integer_block
 
 FLOOR = 1e-6
 
@@ -23,7 +20,7 @@ def _prepare(*, select_topk: float) -> Statistics:
     if select_topk < 1:
 
         def varying(base: Array, task_vectors: Array, tile: Tile) -> Array:
-            return np.array([[int((variances(task_vectors, tile.precision) != 0).sum())]], np.float64)
+            return integer_block(count_varying(task_vectors, tile.precision))[None]
 
         def spread(base: Array, task_vectors: Array, tile: Tile) -> Array:
             return variances(task_vectors, tile.precision)[None]
@@ -32,8 +29,7 @@ def _prepare(*, select_topk: float) -> Statistics:
         (kth,) = yield KthLargest(lambda size: [int(int(count) * select_topk)], spread)
 
     def energy(base: Array, task_vectors: Array, tile: Tile) -> Array:
-        chosen = rounded(_selected(task_vectors, kth, tile), tile.precision)
-        return columns(*(absolute_sum(rounded(v * v, tile.precision)) for v in chosen))
+        return energies(_selected(task_vectors, kth, tile), tile.precision)
 
     sums = yield Sums(energy)
     return kth, sums
@@ -43,8 +39,7 @@ def _selected(task_vectors: Array, kth: Any, tile: Tile) -> Array:
     """Return the task vectors with all but the entries of largest variance zeroed."""
     if kth is None:
         return task_vectors
-    chosen = is_above(variances(task_vectors, tile.precision)[None], kth, tile.position)
-    return namespace(task_vectors).where(chosen, task_vectors, task_vectors * 0)
+    return keep_varying(task_vectors, kth, tile.position, tile.precision)
 
 
 @method(prepare=_prepare, scope="tensor")
@@ -75,7 +70,7 @@ def sce(
         (n,), dtype of base.
 
     Differs from the paper: the division by the weights that agree is mergekit's. Among equals the earlier entry is kept.
-    Cost: two passes over T + 1 models, five with a selection; memory for 65,536 counters and a tile.
+    Cost: two passes over T + 1 models, mostly four with a selection; memory for 65,536 counters and a tile.
 
     Command:
         weightsmith merge sce --base B --model A1 --model A2 --select-topk 0.5 --out OUT

@@ -11,7 +11,12 @@ from weightsmith.tensor.select import random_key
 from weightsmith.tensor.spectral import ALGORITHMS, add_matrix, add_mean, joined, polar, task_factors
 
 
-@method(reach="matrix", vectors=add_mean, matrices=9)
+def held(rows: int, columns: int, models: int) -> float:
+    """Return how many matrices it takes: five, and four of the size of the smaller side's Gram matrix."""
+    return 5 + 4 * min(rows, columns) / max(rows, columns)
+
+
+@method(reach="matrix", vectors=add_mean, matrices=held)
 def tsv_m(
     base: Array,
     task_vectors: Matrices,

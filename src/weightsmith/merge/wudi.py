@@ -14,7 +14,12 @@ NULL = 1e-5  # directions of the inputs weaker than this, relative to the strong
 EPSILON = 1e-8  # gradients this much smaller than the right side count as none
 
 
-@method(reach="matrix", vectors=add_mean, matrices=16)
+def held(rows: int, columns: int, models: int) -> float:
+    """Return how many matrices it takes: eight, and four of the size of C."""
+    return 8 + 4 * columns / rows
+
+
+@method(reach="matrix", vectors=add_mean, matrices=held)
 def wudi(
     base: Array,
     task_vectors: Matrices,

@@ -17,16 +17,16 @@ from weightsmith.checkpoint.names import layer_count
 from weightsmith.checkpoint.read import open_checkpoint
 from weightsmith.checkpoint.tokenizer import TokenizerFiles
 from weightsmith.device import find_device
+from weightsmith.engine.reductions import is_reduced_first, passes_of, ranks_of
+from weightsmith.engine.stream import Job, Work
 from weightsmith.errors import ArgumentError, MismatchError, WeightsmithError, nearest, raise_all, shown
 from weightsmith.merge import METHODS
-from weightsmith.method import Method, Reduction, Statistics, Tile, reduce_in_memory
+from weightsmith.method import KthLargest, Method, Reduction, Statistics, Tile, reduce_in_memory
 from weightsmith.plan.matching import UNCHANGED, Dropped, match_tensors
 from weightsmith.plan.settings import Resolver, resolver
 from weightsmith.plan.slicing import Part, find_parts
 from weightsmith.recipe import Recipe
 from weightsmith.recipe.text import write_recipe
-from weightsmith.reductions import is_reduced_first, passes_of, ranks_of
-from weightsmith.stream import Job, Work
 from weightsmith.tensor.coding import stored_bytes
 from weightsmith.vocabulary import Aligned, Alignment, align
 from weightsmith.vocabulary.tokens import compare_vocabularies
@@ -318,6 +318,13 @@ def _reductions(method: Method, work: Work) -> list[Reduction]:
     return asked
 
 
+def _ranked_size(method: Method, merged: Sequence[Work], asked: Sequence[Reduction]) -> int:
+    """Return the size of the largest scope in which k-th values may be found in one pass; 0 for none."""
+    scopes = [(method.reduction_scope(w.parameters or {}), w.size) for w in merged]
+    over_model = sum(n for s, n in scopes if s == "model") if any(isinstance(r, KthLargest) for r in asked) else 0
+    return max([over_model, *(n for s, n in scopes if s == "tensor")])
+
+
 def _make_job(
     method: Method,
     works: Sequence[Work],
@@ -328,18 +335,16 @@ def _make_job(
     merged = [w for w in works if w.parameters is not None]
     wide = any(e.dtype == "F64" for w in merged for e in w.inputs)
     by_row = [w for w in merged if method.takes_rows(w.parameters or {})]
-    whole = max((w.size for w in merged if method.takes_matrix(w.shape)), default=0)
     lows = [e.low_rank for w in merged for e in w.inputs if e.low_rank is not None]
     demand = Demand(
         inputs=len(inputs),
         entries=sum(len(c.tensors) for c in inputs),
         itemsize=8 if wide else 4,
         ranks=max((ranks_of(r, len(merged[0].inputs) - method.has_base) for r in asked), default=0),
-        ranked=max((w.size for w in merged if method.reduction_scope(w.parameters or {}) == "tensor"), default=0),
+        ranked=_ranked_size(method, merged, asked),
         row=max((w.shape[-1] if w.shape else 1 for w in by_row), default=0),
         factor_bytes=max((4 * (p.down.size + p.up.size) for p in lows), default=0),
-        # Base, one input, the result and its bytes; then what the method works with.
-        matrix_bytes=whole * (3 * (8 if wide else 4) + 8 + 8 * method.matrices),
+        matrix_bytes=max((_matrix_bytes(method, w, wide) for w in merged), default=0),
         token_bytes=TOKEN_BYTES * len(inputs) * max((e.shape[0] for w in works for e in w.inputs if e.rows), default=0),
         on_device=options.device != "cpu",
     )
@@ -357,6 +362,14 @@ def _make_job(
         device,
         options.allow_nonfinite,
     )
+
+
+def _matrix_bytes(method: Method, work: Work, wide: bool) -> int:
+    """Return what one thread holds for a tensor taken as a matrix: base, one input, the result, its bytes, and the method's."""
+    if not method.takes_matrix(work.shape):
+        return 0
+    held = work.size * (3 * (8 if wide else 4) + 8)
+    return held + method.workspace_bytes(work.shape, len(work.inputs) - method.has_base)
 
 
 def free_bytes(folder: Path) -> int:

@@ -8,12 +8,13 @@ from typing import Any
 
 from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, INTEGER_DTYPES, Checkpoint, Entry
 from weightsmith.checkpoint.names import expert_counts, layer_of, matches, tied_pair
+from weightsmith.engine.stream import Work
 from weightsmith.errors import ArgumentError, nearest, shown
 from weightsmith.method import Method
 from weightsmith.plan.settings import Resolver
 from weightsmith.plan.slicing import Part
 from weightsmith.recipe import Recipe
-from weightsmith.stream import Work
+from weightsmith.recipe.setting_text import key_of
 
 UNCHANGED = "unchanged"  # why a tensor is copied that the method would give back as it is
 _VOCABULARY = " (another vocabulary?); `vocabulary:` in a recipe aligns them"
@@ -207,11 +208,11 @@ def _check_schedules(
     given = {(key, rule): r.layers for r in resolvers for key, s in r.schedules() for rule in s.rules}
     for key, match in dict.fromkeys((key, rule.match) for key, rule in given):
         if not any(matches(match, name) for name in names):
-            matched.faults.append(f"{key}: pattern '{shown(match)}' matches no tensor")
+            matched.faults.append(f"{key_of(key)}: pattern '{shown(match)}' matches no tensor")
     for (key, rule), layers in given.items():
         if len(rule.values) > max(layers, 1):
             matched.notes.append(
-                f"{key}: a curve of {len(rule.values)} numbers over {layers} layers does not reach all"
+                f"{key_of(key)}: a curve of {len(rule.values)} numbers over {layers} layers does not reach all"
             )
 
 

@@ -71,7 +71,7 @@ class Part:
 
 
 def find_parts(recipe: Recipe, method: Method, inputs: Sequence[Checkpoint | None]) -> tuple[list[Part], list[str]]:
-    """Return the parts of the output, and the faults of the slices.
+    """Return the parts of the output, without slices that have faults, and the faults of the slices.
 
     Args:
         recipe: What was asked.
@@ -85,6 +85,7 @@ def find_parts(recipe: Recipe, method: Method, inputs: Sequence[Checkpoint | Non
         return [Part("", everything, settings, recipe.parameters, (0,) * len(inputs), count)], []
     opened = dict(zip(recipe.references, inputs, strict=True))
     faults = [fault for c in opened.values() if c for fault in _stack_faults(c)]
+    sound = []
     for place, part in enumerate(recipe.slices, 1):
         wrong = part.faults(recipe.base) + _range_faults(part, opened)
         if method.has_base and part.base is None and recipe.base is None:
@@ -92,12 +93,13 @@ def find_parts(recipe: Recipe, method: Method, inputs: Sequence[Checkpoint | Non
         if not method.has_base and part.base is not None:
             wrong.append(f"{method.name} takes no base")
         faults += [f"slice {place}: {fault}" for fault in wrong]
-    return ([] if faults else list(_parts(recipe, method))), faults
+        sound.append(not wrong)
+    return [part for part, is_sound in zip(_parts(recipe, method), sound, strict=True) if is_sound], faults
 
 
 def _parts(recipe: Recipe, method: Method) -> Iterator[Part]:
     where = {reference: i for i, reference in enumerate(recipe.references)}
-    counts = [part.sources[0].layers[1] - part.sources[0].layers[0] for part in recipe.slices]
+    counts = [sum(end - first for first, end in (s.layers for s in part.sources[:1])) for part in recipe.slices]
     firsts = [0, *accumulate(counts)]
     for i, part in enumerate(recipe.slices):
         base = (part.base or recipe.base) if method.has_base else None

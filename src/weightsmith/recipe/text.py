@@ -33,6 +33,10 @@ In place of `models`, layers stacked from ranges of several models, the last num
         base: path/to/a             # default: the recipe's
         parameters: {lambda: 0.7}   # where they differ from the recipe's
 
+A curve's numbers lie evenly over the layers, from the first layer to the last, with straight lines in between;
+over a slice's layers where it stands with a slice. A curve with more numbers than there are layers is noted by `plan`; a
+pattern that matches no tensor is an error. Tensors outside the layers, such as an embedding, take a curve's first number.
+
 Relative paths are relative to the current directory, not to the recipe. Words that YAML readers disagree
 about (`yes`, `010`, `12:30`, `.inf`) are refused, so that no value silently means something else.
 """

@@ -36,7 +36,7 @@ def thin_rows(vectors, bits, length, chances, keys, start, inverse):
     count, size = vectors.shape
     out = np.empty((count, size), np.float32)
     first, second = np.empty(length, np.uint64), np.empty(length, np.uint64)
-    chance, counts = np.empty(length, np.float32), np.empty((3, 1 << DIGIT), np.int32)
+    chance, counts = np.empty(length, np.float32), np.empty((2, 1 << DIGIT), np.uint32)
     zero, one = np.float32(0), np.float32(1)
     for t in range(count):
         for begin in range(0, size, length):
@@ -91,37 +91,45 @@ def _place(bits, table, out, first, second, counts):
     low = np.uint64(0)
     while (varying >> low) & np.uint64(1) == 0 and low < 31:
         low += np.uint64(1)
-    width = np.uint64(0)
-    while varying >> (low + width) != 0:
-        width += np.uint64(1)
-    passes = max(1, -(-np.int64(width) // DIGIT))
-    digit = np.uint64(-(-np.int64(width) // passes))
+    width = 1
+    while varying >> (low + np.uint64(width)) != 0:
+        width += 1
+    passes = (width + DIGIT - 1) // DIGIT
+    digit = np.uint64((width + passes - 1) // passes)
     mask = np.uint64((np.uint64(1) << digit) - np.uint64(1))
     radix = np.int64(mask) + 1
-    counts[:passes, :radix] = 0
+    place, after = counts[0, :radix], counts[1, :radix]
+    place[:], one = 0, np.uint32(1)
     for i in range(length):
         key = np.uint64(bits[i] & magnitude) >> low
-        for p in range(passes):
-            counts[p, (key >> (np.uint64(p) * digit)) & mask] += 1
-    for p in range(passes):
-        before = 0
-        for d in range(radix):
-            here = counts[p, d]
-            counts[p, d] = before
-            before += here
-    for i in range(length):
-        first[i] = (np.uint64(bits[i] & magnitude) >> low) << np.uint64(32) | np.uint64(i)
-    for p in range(passes - 1):
-        place, shift = counts[p], np.uint64(32) + np.uint64(p) * digit
+        first[i] = key << np.uint64(32) | np.uint64(i)
+        place[key & mask] += one
+    shift = np.uint64(32)
+    for _ in range(passes - 1):
+        _start_places(place)
+        after[:] = 0
         for i in range(length):
             pair = first[i]
             d = (pair >> shift) & mask
-            second[place[d]] = pair
-            place[d] += 1
-        first, second = second, first
-    place, shift = counts[passes - 1], np.uint64(32) + np.uint64(passes - 1) * digit
+            where = place[d]
+            second[where] = pair
+            place[d] = np.uint32(where + one)
+            after[(pair >> (shift + digit)) & mask] += one
+        first, second, place, after, shift = second, first, after, place, shift + digit
+    _start_places(place)
     for i in range(length):
         pair = first[i]
         d = (pair >> shift) & mask
-        out[pair & np.uint64(0xFFFFFFFF)] = table[place[d]]
-        place[d] += 1
+        where = place[d]
+        out[pair & np.uint64(0xFFFFFFFF)] = table[where]
+        place[d] = np.uint32(where + one)
+
+
+@loop
+def _start_places(counts):
+    """Turn counts into how many come before."""
+    before = np.uint32(0)
+    for d in range(counts.size):
+        here = counts[d]
+        counts[d] = before
+        before = np.uint32(before + here)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_MODULES = ("loops", "digits", "select_loops", "elementwise_loops", "competition_loops", "rounding_loops", "chance_loops")
+_MODULES = (
+    "loops",
+    "digits",
+    "select_loops",
+    "elementwise_loops",
+    "competition_loops",
+    "rounding_loops",
+    "chance_loops",
+    "variance_loops",
+    "importance_loops",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -43,7 +43,7 @@ def sift(vectors, low, top, above, index):
             total[i] *= is_open[i] == zero
         for i in range(total.size):
             part = np.int32(part + np.int32(total[i] > zero) - np.int32(total[i] < zero))
-        balance += part
+        balance += int(part)
     return found, balance
 
 
@@ -72,9 +72,9 @@ def gather_window(vector, low, top, kept, index, mode):
             inside = np.int32(inside + np.int32((v[i] >= low) & (v[i] <= top)))
         for i in range(v.size):
             larger = np.int32(larger + np.int32(v[i] > top))
-        above += larger
+        above += int(larger)
         if mode == 0 or inside == 0:
-            found += inside
+            found += int(inside)
         elif mode == 1:
             for i in range(v.size):
                 kept[found] = v[i]

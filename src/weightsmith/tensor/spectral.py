@@ -203,6 +203,18 @@ def total(task_vectors: Any) -> Array:
     return added
 
 
+def side_by_side(base: Array, task_vectors: Any) -> tuple[Array, list[float]]:
+    """Return the task vectors row by row, (m, T, n), in base's dtype, and their norms."""
+    xp = namespace(base)
+    stack = xp.concatenate([xp.zeros_like(base)[:, None, :]] * len(task_vectors), 1)
+    norms = []
+    for index in range(len(task_vectors)):
+        tau = task_vectors[index]
+        stack[:, index] = tau
+        norms.append(float(xp.linalg.norm(cast(tau, "float64"))))
+    return stack, norms
+
+
 def common_basis(task_vectors: Any, cutoff: float) -> tuple[Callable[[Array], Array], Callable[[int], Array]]:
     """Return what [tau_1 .. tau_T] = U S V^T gives: Y (k, columns) -> U Y, and t -> S V_t^T (k, columns).
 

@@ -1,16 +1,17 @@
-"""Means of directions: the Karcher mean on the sphere, from inner products alone."""
+"""Means of directions: the Karcher mean on the sphere, from inner products alone, or step by step with rounding."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from weightsmith.tensor.arrays import Array, like
+from weightsmith.tensor.arrays import Array, blocked_sum, cast, like
 from weightsmith.tensor.gram import Host
 from weightsmith.tensor.rounding import rounded, rounded_number
+from weightsmith.tensor.vector import columns
 
 ALIGNED = 1e-7  # below this sine of an angle the direction of its arc is lost in rounding
 
@@ -50,7 +51,7 @@ def _length(factors: Host, cosine: Host) -> float:
 
 @dataclass(frozen=True)
 class Arc:
-    """One step along the sphere: what `walk` multiplies with.
+    """One step along the sphere: what `Walk` multiplies with.
 
     Attributes:
         along: Inner products of mean and unit vectors.
@@ -61,84 +62,110 @@ class Arc:
 
     along: Host
     pull: Host
-    size: float
-    length: float
+    size: float = 1.0
+    length: float = 1.0
 
 
 @dataclass(frozen=True)
-class Path:
+class Walk:
     """How a tool that rounds each number to a narrow dtype gets to the Karcher mean.
+
+    Later values are filled in as sums over the tensor become known; each method below goes all steps known so far.
 
     Attributes:
         used: Which inputs have a direction.
         lengths: Of those.
         share: Their weights, adding up to 1.
+        scale: Mean length of all inputs.
+        precision: To what each step is rounded.
         length: Of the sum of directions; 0 where they cancel and the first is taken.
         arcs: The steps.
-        scale: Mean length of all inputs.
     """
 
     used: Sequence[int]
     lengths: Host
     share: Host
-    length: float
-    arcs: tuple[Arc, ...]
     scale: float
+    precision: str
+    length: float = 1.0
+    arcs: tuple[Arc, ...] = ()
 
+    def after(self, arc: Arc) -> Walk:
+        """Return the walk with one more step."""
+        return replace(self, arcs=(*self.arcs, arc))
 
-def plan_path(products: Host, weights: Host, max_iter: int, tol: float, precision: str) -> Path:
-    """Find the numbers of a rounded iteration from exact inner products: angles are rounded, as those of the tool are."""
-    all_lengths = np.sqrt(np.diagonal(products))
-    used = np.flatnonzero((all_lengths > tol) & (weights > 0))
-    scale = float(weights @ all_lengths / weights.sum())
-    if not len(used):
-        return Path((), all_lengths[used], weights[used], 0.0, (), scale)
-    lengths, share = all_lengths[used], weights[used] / weights[used].sum()
-    cosine = products[np.ix_(used, used)] / lengths / lengths[:, None]
-    mean, total = share.copy(), _length(share, cosine)
-    mean, total = (mean / total, total) if total >= tol else (1.0 * (np.arange(len(used)) == 0), 0.0)
-    arcs: list[Arc] = []
-    while len(arcs) < max_iter:
-        along = rounded(np.clip(cosine @ mean, -1.0, 1.0), precision)
-        angles = rounded(np.arccos(along), precision)
-        ratio = np.divide(angles, rounded(np.sin(angles), precision), out=np.zeros_like(angles), where=angles >= tol)
-        pull = rounded(share * rounded(ratio, precision), precision)
-        step = pull - (pull @ along) * mean
-        size = _length(step, cosine)
-        if size < max(tol, ALIGNED):
-            break
-        mean = math.cos(size) * mean + math.sin(size) / size * step
-        arcs.append(Arc(along, pull, size, _length(mean, cosine)))
-        mean = mean / arcs[-1].length
-    return Path(tuple(int(i) for i in used), lengths, share, total, tuple(arcs), scale)
+    def next_arc(self, along: Host, tol: float) -> Arc:
+        """Return the step that follows from the mean's inner products with the unit vectors."""
+        along = np.clip(self._near(along), -1.0, 1.0)
+        angles = self._near(np.arccos(along))
+        ratio = np.divide(angles, self._near(np.sin(angles)), out=np.zeros_like(angles), where=angles >= tol)
+        return Arc(along, self._near(self.share * self._near(ratio)))
 
+    def sum(self, vectors: Array) -> Array:
+        """Return the weighted sum of the unit vectors, (T, n) -> (n,)."""
+        return self._sum(self._units(vectors))
 
-def walk(vectors: Array, path: Path, precision: str) -> Array:
-    """Go a path with vectors (T, n), every step rounded to the precision; (n,)."""
+    def mean(self, vectors: Array) -> Array:
+        """Return the mean direction, (n,)."""
+        return self._mean(self._units(vectors))
 
-    def r(values: Array) -> Array:
-        return rounded(values, precision)
+    def products(self, vectors: Array) -> Array:
+        """Return sums, in blocks, for the inner products of the mean with each unit vector."""
+        units = self._units(vectors)
+        mean = self._mean(units)
+        return columns(*(blocked_sum(cast(mean * unit, "float64")) for unit in units))  # products are exact
 
-    def number(value: float) -> Array:
-        return like(value, vectors)
+    def tangent(self, vectors: Array, arc: Arc) -> Array:
+        """Return the next step, (n,)."""
+        units = self._units(vectors)
+        return self._tangent(units, self._mean(units), arc)
 
-    def factor(value: float) -> Array:  # unlike divisors, factors are rounded themselves
-        return like(rounded_number(value, precision), vectors)
+    def result(self, vectors: Array) -> Array:
+        """Return the mean at the mean length, (n,)."""
+        return self._step(self._factor(self.scale, vectors) * self.mean(vectors)) if self.used else vectors[0] * 0
 
-    if not path.used:
-        return vectors[0] * 0
-    units = [r(vectors[i] / number(length)) for i, length in zip(path.used, path.lengths, strict=True)]
-    mean = units[0]
-    if path.length:
-        mean = r(number(path.share[0]) * units[0])
-        for share, unit in zip(path.share[1:], units[1:], strict=True):
-            mean = r(mean + r(number(share) * unit))
-        mean = r(mean / number(path.length))
-    for arc in path.arcs:
+    def _units(self, vectors: Array) -> list[Array]:
+        pairs = zip(self.used, self.lengths, strict=True)
+        return [self._step(vectors[i] / like(length, vectors)) for i, length in pairs]
+
+    def _sum(self, units: Sequence[Array]) -> Array:
+        total = self._step(like(self.share[0], units[0]) * units[0])
+        for share, unit in zip(self.share[1:], units[1:], strict=True):
+            total = self._step(total + self._step(like(share, unit) * unit))
+        return total
+
+    def _mean(self, units: Sequence[Array]) -> Array:
+        mean = self._step(self._sum(units) / like(self.length, units[0])) if self.length else units[0]
+        for arc in self.arcs:
+            tangent = self._tangent(units, mean, arc)
+            onward = self._step(self._factor(math.sin(arc.size), mean) * self._step(tangent / like(arc.size, mean)))
+            mean = self._step(self._step(self._factor(math.cos(arc.size), mean) * mean) + onward)
+            mean = self._step(mean / like(arc.length, mean))
+        return mean
+
+    def _tangent(self, units: Sequence[Array], mean: Array, arc: Arc) -> Array:
         tangent = mean * 0
         for along, pull, unit in zip(arc.along, arc.pull, units, strict=True):
             if pull:
-                tangent = r(tangent + r(number(pull) * r(unit - r(number(along) * mean))))
-        onward = r(factor(math.sin(arc.size)) * r(tangent / number(arc.size)))
-        mean = r(r(r(factor(math.cos(arc.size)) * mean) + onward) / number(arc.length))
-    return r(factor(path.scale) * mean)
+                aside = self._step(unit - self._step(like(along, mean) * mean))
+                tangent = self._step(tangent + self._step(like(pull, mean) * aside))
+        return tangent
+
+    def _step(self, values: Array) -> Array:
+        return rounded(values, self.precision)
+
+    def _near(self, values: Host) -> Host:
+        found: Host = rounded(values, self.precision)
+        return found
+
+    def _factor(self, value: float, other: Array) -> Array:
+        """Return a factor, which unlike a divisor is rounded itself."""
+        return like(rounded_number(value, self.precision), other)
+
+
+def start_walk(lengths: Host, weights: Host, tol: float, precision: str) -> Walk:
+    """Return a walk without steps, from the lengths of the inputs (T,) and their weights."""
+    used = np.flatnonzero((lengths > tol) & (weights > 0))
+    share = weights[used] / weights[used].sum() if len(used) else weights[used]
+    scale = float(weights @ lengths / weights.sum())
+    return Walk(tuple(int(i) for i in used), lengths[used], share, scale, precision)

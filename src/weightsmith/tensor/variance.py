@@ -8,6 +8,8 @@ from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import Array, cast, is_compiled, like, namespace
 from weightsmith.tensor.consensus import sum_left
 from weightsmith.tensor.rounding import code, rounded
+from weightsmith.tensor.select import Kth, is_above
+from weightsmith.tensor.vector import absolute_sum, columns
 
 
 def variances(vectors: Array, precision: str) -> Array:
@@ -21,6 +23,38 @@ def variances(vectors: Array, precision: str) -> Array:
     mean = sum_left(wide) / len(wide)
     spread = sum_left([(v - mean) * (v - mean) for v in wide]) / len(wide)
     return rounded(cast(spread, str(vectors.dtype).rpartition(".")[2]), precision)
+
+
+def count_varying(vectors: Array, precision: str) -> int:
+    """Return how many entries have a variance other than 0, (T, n)."""
+    if precision != "float16" and is_compiled(vectors):
+        return int(compiled.count_varying(vectors, code(precision)))
+    return int((variances(vectors, precision) != 0).sum())
+
+
+def keep_varying(vectors: Array, kth: Kth, start: int, precision: str) -> Array:
+    """Keep the entries whose variance is among the k largest; zero the rest.
+
+    Args:
+        vectors: (T, n), from index `start` on.
+        kth: The k-th largest variance.
+
+    Returns:
+        (T, n), a new array.
+    """
+    if precision != "float16" and is_compiled(vectors):
+        bound, cut = like(kth.value[0, 0], vectors)[()], kth.cut[0, 0] - start
+        return compiled.keep_varying(vectors, bound, cut, code(precision))
+    chosen = is_above(variances(vectors, precision)[None], kth, start)
+    return namespace(vectors).where(chosen, vectors, vectors * 0)
+
+
+def energies(vectors: Array, precision: str) -> Array:
+    """Return the sums of squares in blocks, each square rounded: (T, n) -> (ceil(n / BLOCK), T), float64."""
+    if precision != "float16" and is_compiled(vectors):
+        return compiled.energies(vectors, code(precision))
+    parts = (rounded(v, precision) for v in vectors)
+    return columns(*(absolute_sum(rounded(v * v, precision)) for v in parts))
 
 
 def merge_shares(base: Array, vectors: Array, shares: Sequence[float], least: float, precision: str) -> Array:

@@ -149,8 +149,8 @@ def _output_ids(
         return tokenizer.ids, None
     if plain:
         notes.append(
-            f"{len(plain)} ordinary tokens of other models become added tokens of the output's tokenizer, which finds"
-            " them in a text before its own rules apply"
+            f"ordinary tokens of other models, {len(plain)} in all, become added tokens of the output's tokenizer, which"
+            " finds them in a text before its own rules apply"
         )
     text, ids = files.extended_text(tokenizer, plain, [*added.values(), *({"content": t} for t in more)])
     return ids, text

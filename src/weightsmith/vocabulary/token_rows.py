@@ -43,7 +43,7 @@ def find_model(reference: str, sides: Sequence[Side], has_base: bool, what: str)
     if reference not in names:
         raise ArgumentError(
             f"{what} '{shown(reference)}' is none of the models of this merge",
-            do=nearest(reference, names).capitalize(),
+            do=nearest(reference, names),
         )
     return names[reference]
 

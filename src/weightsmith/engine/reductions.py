@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith import windows
-from weightsmith.largest import find_largest
+from weightsmith.engine import windows
+from weightsmith.engine.largest import find_largest
+from weightsmith.engine.radix import derived, magnitudes, search
+from weightsmith.engine.scope import Scope, make_scope
+from weightsmith.engine.stream import Piece, Stream, Work, Worker
 from weightsmith.method import KthLargest, KthMajority, Method, Reduction, Sums, Tile, answer_all, exact_sums
-from weightsmith.radix import derived, magnitudes, search
-from weightsmith.scope import Scope, make_scope
-from weightsmith.stream import Piece, Stream, Work, Worker
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.select import Kth, trim
 from weightsmith.tensor.sign import majority

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from weightsmith.budget import RADIX
+from weightsmith.engine.scope import Scope
+from weightsmith.engine.stream import Piece, Worker
 from weightsmith.errors import CheckpointError
 from weightsmith.method import KthLargest, Tile
-from weightsmith.scope import Scope
-from weightsmith.stream import Piece, Worker
 from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import PAD, Array
 from weightsmith.tensor.select import Kth, ordered, unordered

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from weightsmith.checkpoint.entry import Entry
-from weightsmith.stream import Piece, Work, Worker
+from weightsmith.engine.stream import Piece, Work, Worker
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.coding import stored_bytes
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from weightsmith.engine.radix import host_values, nothing
+from weightsmith.engine.scope import Scope
+from weightsmith.engine.stream import Piece, Worker
+from weightsmith.engine.windows import RUN, RUNS, STRIDE, window
 from weightsmith.method import KthLargest
-from weightsmith.radix import host_values, nothing
-from weightsmith.scope import Scope
-from weightsmith.stream import Piece, Worker
 from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.select import Kth
-from weightsmith.windows import RUN, RUNS, STRIDE, window
 
 COUNTED, KEPT, LOCATED = range(3)  # what becomes of the values in a window
 
@@ -74,7 +74,8 @@ def _guess(scope: Scope, asked: KthLargest, ranks: Sequence[int]) -> tuple[Array
     held = 0
     for v, r in np.ndindex(low.shape):
         if _mode(low[v, r], top[v, r], asked.located) != COUNTED:
-            held += np.searchsorted(ordered[v], top[v, r], "right") - np.searchsorted(ordered[v], low[v, r])
+            first, last = np.searchsorted(ordered[v], low[v, r]), np.searchsorted(ordered[v], top[v, r], "right")
+            held += int(last - first)
     expected = held / ordered.shape[1] * scope.size * (sample.itemsize + 4 * asked.located)
     return (low, top) if expected <= scope.job.limits.aside_bytes * scope.threads else None
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from weightsmith.budget import Limits
-from weightsmith.radix import nothing
-from weightsmith.scope import Scope
-from weightsmith.stream import Piece, Worker
+from weightsmith.engine.radix import nothing
+from weightsmith.engine.scope import Scope
+from weightsmith.engine.stream import Piece, Worker
 from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.select import Kth, sift, trim

@@ -6,8 +6,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weightsmith.engine.stream import Job, Piece, Stream, Work, Worker, input_bytes
 from weightsmith.method import Tile
-from weightsmith.stream import Job, Piece, Stream, Work, Worker, input_bytes
 
 
 @dataclass(frozen=True)

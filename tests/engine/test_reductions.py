@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from weightsmith import windows
 from weightsmith.budget import Demand, choose_limits
 from weightsmith.checkpoint.read import open_checkpoint
 from weightsmith.device import Device
+from weightsmith.engine import windows
+from weightsmith.engine.reductions import reduce
+from weightsmith.engine.stream import Job, Stream, Work
 from weightsmith.method import KthLargest, KthMagnitude, KthMajority, Sums, method
-from weightsmith.reductions import reduce
-from weightsmith.stream import Job, Stream, Work
 from weightsmith.tensor.arrays import BLOCK
 from weightsmith.tensor.select import is_above, is_among_largest
 from weightsmith.tensor.vector import absolute_sum, columns, gram

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import weightsmith
+from weightsmith.engine.stream import Piece, Worker
 from weightsmith.errors import MismatchError, NonFiniteError, ResourceError
 from weightsmith.plan import Options
-from weightsmith.stream import Piece, Worker
 
 NAMES = ("layers.0.w", "layers.1.w")
 

@@ -155,3 +155,10 @@ def test_factors_of_an_adapter_are_given(tmp_path, save_model, monkeypatch, load
     np.testing.assert_allclose(left @ right, 2.0 * (up @ down).numpy(), rtol=1e-5, atol=1e-6)
     assert seen["b.weight"][0].shape == (20, 0)
     assert isinstance(Tile(), Tile)
+
+
+def test_a_method_may_say_what_it_holds_by_shape_and_number_of_models():
+    by_shape = Method(turned.function, None, "tensor", 1, None, "matrix", add_mean, lambda m, n, t: t + m / n)
+    assert by_shape.workspace_bytes((8, 2, 2), 3) == 8 * 32 * (3 + 2)
+    assert by_shape.workspace_bytes((8,), 3) == 0
+    assert turned.workspace_bytes((3, 5), 4) == 2 * 8 * 15
