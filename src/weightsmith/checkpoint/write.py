@@ -11,6 +11,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def _lay_out_one(name: str, group: Sequence[tuple[str, str, tuple[int, ...], int
 class Output:
     """A folder being written beside its final place. Use as a context manager; without `publish` nothing remains.
 
-    One thread appends to the shards, in order: several would wait for each other inside the file system.
+    One thread appends to the shards, in order: several would wait for each other inside the file system. Another digests
+    what is being written meanwhile.
     """
 
     def __init__(self, out: Path, shards: Sequence[Shard]) -> None:
@@ -106,6 +108,7 @@ class Output:
         self._pending = 0
         self._flush = threading.Event()
         self._closing = False
+        self._digester = ThreadPoolExecutor(1, "weightsmith-digest")
         self._flusher = threading.Thread(target=self._flush_often, daemon=True)
 
     def __enter__(self) -> Output:
@@ -123,19 +126,22 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self._stop_flusher()
+        self._digester.shutdown()
         self._close()
         if self.partial.exists():
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def append(self, shard: int, data: memoryview) -> None:
         """Append data to a shard and to its SHA-256. Shards are filled one after the other."""
+        digested = self._digester.submit(self._hashes[shard].update, data)
         try:
             while self._current < shard:
                 self._open_next()
             self._write(data)
         except OSError as error:
             raise _failed(self.partial / self.shards[self._current].name, error) from error
-        self._hashes[shard].update(data)
+        finally:
+            digested.result()  # the caller uses the buffer again
 
     def records(self) -> list[dict[str, Any]]:
         """Return name, size and SHA-256 of every shard, complete once all is written."""
