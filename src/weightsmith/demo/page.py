@@ -20,7 +20,7 @@ REFERENCES = ("base", "experts")
 OUTSIDE = "outside the layers"
 
 # Measures of the bar charts in the page's units.
-LEFT, ROW, BAR, WIDTH = 150, 26, 14, 560
+LEFT, ROW, BAR, WIDTH = 190, 26, 14, 520
 
 
 def layer_counts(counts: Mapping[str, Sequence[int]]) -> dict[str, Any]:
