@@ -75,7 +75,7 @@ def install() -> None:
         tree = _Products().visit(ast.parse(self.get_data(path), path))
         return compile(ast.fix_missing_locations(tree), path, "exec")
 
-    loader.get_code = get_code  # type: ignore[method-assign]
+    loader.get_code = get_code  # type: ignore[method-assign]  # what this module is for
     setattr(builtins, PRODUCT, timed(np.matmul, "products"))
     for name in DECOMPOSITIONS:
         setattr(np.linalg, name, timed(getattr(np.linalg, name), "linalg"))

@@ -13,6 +13,7 @@ import weightsmith
 from weightsmith.chain import plan_steps
 from weightsmith.dialect import read_steps
 from weightsmith.errors import ArgumentError, WeightsmithError
+from weightsmith.run import execute
 
 TEXT = """\
 name: half
@@ -82,7 +83,6 @@ def test_nothing_is_left_where_a_document_fails(
             raise WeightsmithError("stopped")
         return execute(*args, **given)
 
-    execute = weightsmith.run.execute  # type: ignore[attr-defined]
     monkeypatch.setattr("weightsmith.run.execute", fail)
     with pytest.raises(WeightsmithError, match="stopped"):
         weightsmith.merge(steps_file(), out=tmp_path / "results" / "out")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from weightsmith.errors import nearest, shown
+from weightsmith.errors import ResourceError, WeightsmithError, nearest, shown
 
 Value = float | int | bool | str
 Faults = list[tuple[int, str]]  # line, counted from 1, and what is wrong there
@@ -29,6 +30,29 @@ _DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9
 _AMBIGUOUS = re.compile(r"[-+]?(0[xob][0-9a-f_]*|[0-9][0-9_]*(:[0-9]+)+(\.[0-9]*)?|\.(inf|nan))", re.I)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def read_text(path: Path, what: str, most_bytes: int, fault: type[WeightsmithError]) -> str:
+    """Return the text of a small file, which `what` names in messages.
+
+    Raises:
+        fault: The file is missing, larger than most_bytes, or not UTF-8.
+        ResourceError: It cannot be read.
+    """
+    if not path.is_file():
+        raise fault(what, expected="a file", got="a folder" if path.is_dir() else "no such file")
+    try:
+        with path.open("rb") as file:
+            data = file.read(most_bytes + 1)
+    except OSError as error:
+        raise ResourceError(f"{what} cannot be read: {error.strerror}") from error
+    if len(data) > most_bytes:
+        raise fault(what, expected=f"at most {most_bytes} bytes", got="more")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise fault(f"{what}, line {line}", expected="UTF-8 text", got=f"byte {error.start}") from error
 
 
 @dataclass(slots=True)

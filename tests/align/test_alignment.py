@@ -145,14 +145,14 @@ def toy(tmp_path_factory, write_model):
         write_model(folder / f"{seed}", {n: t.detach().clone() for n, t in net.state_dict().items()})
     torch.set_num_threads(threads)
 
-    def test_loss(weights):
+    def loss_of(weights):
         net.load_state_dict({n: torch.from_numpy(w) for n, w in weights.items()})
         with torch.no_grad():
             return nn.functional.cross_entropy(net(x[1450:]), y[1450:]).item()
 
     return (
         folder,
-        test_loss,
+        loss_of,
         Groups(
             {
                 "0": (Member("0.weight", 0), Member("0.bias", 0), Member("2.weight", 1)),

@@ -33,9 +33,9 @@ import yaml
 
 from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, Checkpoint, Entry
 from weightsmith.checkpoint.names import layer_count, matches
-from weightsmith.errors import ArgumentError, MismatchError, ResourceError, nearest, raise_all, shown
+from weightsmith.errors import ArgumentError, MismatchError, nearest, raise_all, shown
 from weightsmith.recipe.schedule import glob_fault
-from weightsmith.strict_yaml import Faults, Node, items_of, mapping, number_of, parse_tree, text_of
+from weightsmith.strict_yaml import Faults, Node, items_of, mapping, number_of, parse_tree, read_text, text_of
 from weightsmith.tensor.permute import UnitAxis
 
 MAX_FILE_BYTES = 10_000_000
@@ -99,21 +99,8 @@ def read_groups(path: str | Path) -> Groups:
         ArgumentError: The file is missing, too large, not UTF-8, or has faults.
         ResourceError: It cannot be read.
     """
-    path = Path(path)
     what = f"groups file '{shown(path)}'"
-    if not path.is_file():
-        raise ArgumentError(what, expected="a file", got="a folder" if path.is_dir() else "no such file")
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ResourceError(f"{what} cannot be read: {error.strerror}") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise ArgumentError(what, expected=f"at most {MAX_FILE_BYTES} bytes", got="more")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ArgumentError(what, expected="UTF-8 text", got=f"another byte at {error.start}") from error
+    text = read_text(Path(path), what, MAX_FILE_BYTES, ArgumentError)
     return parse_groups(text, what)
 
 

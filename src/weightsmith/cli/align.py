@@ -17,15 +17,12 @@ from weightsmith.align.alignment import (
     plan_alignment,
 )
 from weightsmith.align.groups import read_groups
-from weightsmith.cli.options import MACHINE, SHOWING, WRITING, machine_options
+from weightsmith.cli.options import SHOWING, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import columns, counted, nearly_one, number, size
 from weightsmith.errors import ArgumentError, shown
 
-_OFFERED = [
-    *(o for o in MACHINE if o.name in ("threads", "follow_symlinks")),
-    *(o for o in WRITING if o.name in ("force", "dry_run")),
-]
+_OFFERED = offered("threads", "follow_symlinks", "force", "dry_run")
 _HEADER = ("group", "units", "moved", "cosine before", "after")
 
 

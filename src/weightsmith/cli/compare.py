@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from weightsmith.cli.options import MACHINE, SHOWING, machine_options
+from weightsmith.cli.options import SHOWING, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import columns, nearly_one, number
 from weightsmith.compare import Comparison, Row, compare
 from weightsmith.errors import shown
 
-_OFFERED = [o for o in MACHINE if o.name in ("memory", "threads", "follow_symlinks")]
+_OFFERED = offered("memory", "threads", "follow_symlinks")
 _HEADER = ("tensor", "dtype", "relative", "max", "mean", "norm A", "norm B", "cosine", "differing", "nan/inf A, B")
 _LISTED_NAMES = 10
 

@@ -11,7 +11,7 @@ import click
 from weightsmith.adapt.extraction import VERB, Extraction, execute_extraction, plan_extraction
 from weightsmith.adapt.publish import Adapter
 from weightsmith.adapt.ranks import make_rule
-from weightsmith.cli.options import MACHINE, SHOWING, WRITING, machine_options
+from weightsmith.cli.options import SHOWING, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import columns, counted, number, size
 from weightsmith.errors import shown
@@ -20,10 +20,7 @@ from weightsmith.run import check_place
 from weightsmith.tensor.spectral import ALGORITHMS
 
 _MACHINE = ("memory", "threads", "device", "follow_symlinks")
-_OFFERED = [
-    *(o for o in MACHINE if o.name in _MACHINE),
-    *(o for o in WRITING if o.name in ("force", "dry_run")),
-]
+_OFFERED = offered(*_MACHINE, "force", "dry_run")
 _SHOWN_ROWS, _SHOWN_NAMES = 20, 10
 _SHORT = "Write what a finetuned model changed as a LoRA adapter that PEFT loads."
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from weightsmith.cli.options import MACHINE, SHOWING, machine_options
+from weightsmith.cli.options import SHOWING, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import columns, nearly_one, number, size
 from weightsmith.errors import shown
 from weightsmith.inspection import Inspection, Part, inspect
 
-_OFFERED = [o for o in MACHINE if o.name in ("memory", "threads", "follow_symlinks")]
+_OFFERED = offered("memory", "threads", "follow_symlinks")
 _HEADER = ("part", "dtype", "parameters", "bytes", "norm")
 _ALONE = (*_HEADER, "max", "zeros", "nan/inf")
 _WITH_BASE = (*_HEADER, "task vector", "drift", "", "sparsity", "cosine")

@@ -11,7 +11,7 @@ import click
 from weightsmith.adapt.merging import WAYS, AdapterMerge, execute_adapters, plan_adapters
 from weightsmith.arguments import Reals
 from weightsmith.cli.extract_lora import show
-from weightsmith.cli.options import MACHINE, SHOWING, WRITING, machine_options
+from weightsmith.cli.options import SHOWING, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import columns, counted, size
 from weightsmith.errors import shown
@@ -19,10 +19,7 @@ from weightsmith.recipe import DTYPES
 from weightsmith.run import check_place
 
 _MACHINE = ("memory", "threads", "follow_symlinks")
-_OFFERED = [
-    *(o for o in MACHINE if o.name in _MACHINE),
-    *(o for o in WRITING if o.name in ("force", "dry_run")),
-]
+_OFFERED = offered(*_MACHINE, "force", "dry_run")
 _SHORT = "Merge LoRA adapters of one base into one, exactly on their products."
 
 

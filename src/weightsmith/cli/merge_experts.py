@@ -9,15 +9,12 @@ from typing import Any
 import click
 
 from weightsmith.align.experts import GATE_UP, LAYOUTS, ExpertMerge, ExpertPlan, execute_experts, plan_experts
-from weightsmith.cli.options import MACHINE, SHOWING, WRITING, machine_options
+from weightsmith.cli.options import SHOWING, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import columns, counted, number, size
 from weightsmith.errors import shown
 
-_OFFERED = [
-    *(o for o in MACHINE if o.name in ("threads", "follow_symlinks")),
-    *(o for o in WRITING if o.name in ("force", "dry_run")),
-]
+_OFFERED = offered("threads", "follow_symlinks", "force", "dry_run")
 
 
 @click.command(

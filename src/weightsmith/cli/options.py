@@ -65,6 +65,11 @@ SHOWING = (
 )
 
 
+def offered(*names: str) -> list[click.Option]:
+    """Return those of MACHINE and WRITING that have these names."""
+    return [o for o in (*MACHINE, *WRITING) if o.name in names]
+
+
 def machine_options(given: dict[str, Any]) -> Options:
     """Take the machine's options out of `given`."""
     return Options(

@@ -8,15 +8,12 @@ from typing import Any
 import click
 
 from weightsmith.align.shrinking import Shrinking, shrink
-from weightsmith.cli.options import MACHINE, SHOWING, WRITING, machine_options
+from weightsmith.cli.options import SHOWING, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import columns, number
 from weightsmith.errors import ArgumentError, shown
 
-_OFFERED = [
-    *(o for o in MACHINE if o.name in ("threads", "follow_symlinks")),
-    *(o for o in WRITING if o.name == "force"),
-]
+_OFFERED = offered("threads", "follow_symlinks", "force")
 _HEADER = ("group", "units", "surviving", "share", "")
 
 

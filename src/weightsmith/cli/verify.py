@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from weightsmith.cli.options import MACHINE, SHOWING, machine_options
+from weightsmith.cli.options import SHOWING, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.errors import shown
 from weightsmith.verify import verify
 
-_OFFERED = [o for o in MACHINE if o.name in ("memory", "threads", "follow_symlinks", "allow_nonfinite")]
+_OFFERED = offered("memory", "threads", "follow_symlinks", "allow_nonfinite")
 
 
 @click.command(

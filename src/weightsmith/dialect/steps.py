@@ -10,7 +10,7 @@ from weightsmith.dialect.document import Document, read_document
 from weightsmith.dialect.translate import Translation, translate
 from weightsmith.dialect.tree import documents
 from weightsmith.errors import RecipeError, raise_all, shown
-from weightsmith.recipe.text import read_text
+from weightsmith.recipe.text import recipe_text
 from weightsmith.strict_yaml import Faults, Node
 
 
@@ -40,7 +40,7 @@ class Step:
 
 def is_dialect(path: str | Path) -> bool:
     """Tell whether a recipe file is mergekit's: one of its documents has the key `merge_method`."""
-    text = read_text(Path(path))
+    text = recipe_text(Path(path))
     return any(_has_method(root) for root in documents(text, []))
 
 
@@ -59,7 +59,7 @@ def read_steps(path: str | Path) -> tuple[Step, ...]:
     where = f"recipe {shown(path)}"
     faults: Faults = []
     steps = []
-    for root in documents(read_text(Path(path)), faults):
+    for root in documents(recipe_text(Path(path)), faults):
         notes: list[str] = []
         document = read_document(root, faults, notes)
         if document is not None:

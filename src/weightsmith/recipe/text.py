@@ -46,7 +46,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from weightsmith.errors import ArgumentError, RecipeError, ResourceError, nearest, raise_all, shown
+from weightsmith.errors import ArgumentError, RecipeError, nearest, raise_all, shown
 from weightsmith.recipe import (
     COMPUTE_DTYPES,
     DTYPES,
@@ -70,6 +70,7 @@ from weightsmith.strict_yaml import (
     mapping,
     number_of,
     parse_tree,
+    read_text,
     scalar,
     seen,
     text_of,
@@ -94,26 +95,12 @@ def read_recipe(path: str | Path, *, known: Known | None = None) -> Recipe:
         RecipeError: The file is missing, too large, not UTF-8, or has faults.
         ResourceError: The file cannot be read.
     """
-    return parse_recipe(read_text(Path(path)), f"recipe {shown(path)}", known=known)
+    return parse_recipe(recipe_text(Path(path)), f"recipe {shown(path)}", known=known)
 
 
-def read_text(path: Path) -> str:
+def recipe_text(path: Path) -> str:
     """Return a recipe file's text; raises what `read_recipe` does."""
-    what = f"recipe {shown(path)}"
-    if not path.is_file():
-        raise RecipeError(what, expected="a file", got="a folder" if path.is_dir() else "no such file")
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_RECIPE_BYTES + 1)
-    except OSError as error:
-        raise ResourceError(f"{what} cannot be read: {error.strerror}") from error
-    if len(data) > MAX_RECIPE_BYTES:
-        raise _too_large(what)
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise RecipeError(f"{what}, line {line}", expected="UTF-8 text", got=f"byte {error.start}") from error
+    return read_text(path, f"recipe {shown(path)}", MAX_RECIPE_BYTES, RecipeError)
 
 
 def parse_recipe(text: str, where: str = "recipe", *, known: Known | None = None) -> Recipe:
