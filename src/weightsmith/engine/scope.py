@@ -6,8 +6,9 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from weightsmith.engine.stream import Job, Piece, Stream, Work, Worker, input_bytes
+from weightsmith.engine.stream import Job, Piece, Stream, Work, Worker
 from weightsmith.method import Tile
+from weightsmith.tensor.coding import stored_bytes
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Scope:
         """Yield function(worker, batch) of all batches, in order, and report each."""
         for batch, found in zip(self.batches, self.in_order(self.batches, function), strict=True):
             yield found
-            self.report(input_bytes(batch))
+            self.report(_input_bytes(batch))
 
 
 def make_scope(stream: Stream, works: Sequence[Work], report: Callable[[int], None], worker: Worker | None) -> Scope:
@@ -77,3 +78,8 @@ def make_scope(stream: Stream, works: Sequence[Work], report: Callable[[int], No
     if worker is None:
         return Scope(stream, stream.in_order, stream.job.limits.threads, batches, offsets, size, report)
     return Scope(stream, lambda items, call: (call(worker, x) for x in items), 1, batches, offsets, size, report)
+
+
+def _input_bytes(batch: Sequence[Piece]) -> int:
+    """Return the stored bytes that merged pieces read from all inputs."""
+    return sum((p.stop - p.start) * sum(stored_bytes(e.dtype) for e in p.work.inputs) for p in batch)

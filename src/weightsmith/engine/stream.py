@@ -393,8 +393,3 @@ class Stream:
             for start in range(piece.start, piece.stop, step):
                 part = Piece(piece.work, start, min(start + step, piece.stop))
                 yield part, *worker.load(part.work, part.start, part.stop)
-
-
-def input_bytes(batch: Sequence[Piece]) -> int:
-    """Return the stored bytes that merged pieces read from all inputs."""
-    return sum((p.stop - p.start) * sum(stored_bytes(e.dtype) for e in p.work.inputs) for p in batch)
