@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import Plain
 from weightsmith.tensor.select import (
     drop_random,
@@ -16,6 +17,7 @@ from weightsmith.tensor.select import (
     ordered,
     random_key,
     sift,
+    sorted_magnitudes,
     task_mask,
     unordered,
 )
@@ -123,6 +125,27 @@ def test_sift_parts_the_open_from_the_others(dtype, size, ranks):
     assert index.tolist() == expected_open
     assert above.tolist() == [[int((abs(v) > t).sum()) for t in row] for v, row in zip(vectors, top, strict=True)]
     assert balance == total
+    without = sift(vectors, low, top, votes=False)
+    assert (without[0].tolist(), without[1].tolist(), without[2]) == (index.tolist(), above.tolist(), 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [0, 1, 2049])
+def test_magnitudes_are_sorted(dtype, size):
+    values = np.abs(np.random.default_rng(size).standard_normal(size)).astype(dtype) * 1e-30
+    values[: size // 3] = 0
+    values[size // 2 : size // 2 + 3] = np.inf
+    kept = values.copy()
+    found = sorted_magnitudes(values)
+    assert found.dtype == values.dtype
+    assert found.tolist() == sorted(values.tolist())
+    assert np.array_equal(values, kept)
+
+
+def test_magnitudes_inside_a_window_are_counted():
+    vector = np.array([1, -2, 3, 2, -3, 4, 2], np.float32)
+    assert compiled.count_inside(vector, np.float32(2), np.float32(3)) == (2, 3)
+    assert [compiled.nth_equal(vector, np.float32(2), n) for n in (1, 2, 3)] == [1, 3, 6]
 
 
 def test_nothing_is_among_the_largest_none():

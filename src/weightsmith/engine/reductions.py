@@ -91,7 +91,7 @@ def ranks_of(asked: Reduction, models: int) -> int:
 
 
 def _kth_majority(scope: Scope, rank: int) -> tuple[Kth, int]:
-    found = windows.find(scope, [rank])
+    found = windows.find(scope, [rank], votes=True)
     if found is not None:
         return found[0][0], found[1]
     (kth,) = search(scope, magnitudes(scope), [rank])

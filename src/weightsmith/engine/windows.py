@@ -7,9 +7,11 @@ turns out wrong, or needs more memory than allowed, gives no answer: then `radix
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import accumulate
 from threading import Event
 from typing import Any
 
@@ -21,7 +23,7 @@ from weightsmith.engine.scope import Scope
 from weightsmith.engine.stream import Piece, Worker
 from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import Array
-from weightsmith.tensor.select import Kth, sift, trim
+from weightsmith.tensor.select import Kth, sift, sorted_magnitudes, trim
 from weightsmith.tensor.sign import majority
 
 RUN = 2048  # neighbours read at a time for the sample
@@ -44,8 +46,8 @@ def is_for_all(size: int, entry_bytes: int, limits: Limits) -> bool:
     return limits.aside_bytes < size * entry_bytes // 8 <= limits.aside_bytes * limits.threads
 
 
-def find(scope: Scope, ranks: Sequence[int]) -> tuple[list[Kth], int] | None:
-    """Return what answers KthMagnitude, and the majority of the vectors trimmed by the first rank that is not 0.
+def find(scope: Scope, ranks: Sequence[int], votes: bool = False) -> tuple[list[Kth], int] | None:
+    """Return what answers KthMagnitude, and with `votes` the majority of the vectors trimmed by the first rank, not 0.
 
     None where the guess fails; where NaN may occur, which no window holds; and for scopes of several tensors.
     """
@@ -53,38 +55,44 @@ def find(scope: Scope, ranks: Sequence[int]) -> tuple[list[Kth], int] | None:
     if not wanted or len(scope.offsets) > 1 or scope.job.allow_nonfinite:
         return None
     windows = _guess(scope, wanted, scope.job.limits.aside_bytes * scope.threads)
-    sifted = None if windows is None else _sift(scope, *windows)
+    sifted = None if windows is None else _sift(scope, windows[0], windows[2], votes)
     if windows is None or sifted is None:
         return None
-    (low, top), (opened, above, balance) = windows, sifted
+    opened, above, balance = sifted
     values, cuts = np.empty(above.shape), np.empty(above.shape, np.int64)
-    scratch = np.empty(sum(len(o.index) for o in opened) + 1, low.dtype)
     for t in range(scope.vectors):
+        vectors = [o.vectors[t] for o in opened]
         for r, k in enumerate(wanted):
-            found = _nth(scope, opened, t, (low[t, r], top[t, r]), k - above[t, r], scratch)
+            low, near, top = (bound[t, r] for bound in windows)
+            found = _nth(scope, opened, vectors, (low, near, top), k - above[t, r])
             if found is None:
                 return None
             values[t, r], cuts[t, r] = found
     answers = [Kth(values[:, r, None], cuts[:, r, None]) for r in range(len(wanted))]
-    balance += sum(_majority(o, answers[0]) for o in opened)
+    if votes:
+        balance += sum(_majority(o, answers[0]) for o in opened)
     return [answers.pop(0) if k > 0 else nothing(scope.vectors) for k in ranks], balance
 
 
-def _guess(scope: Scope, ranks: Sequence[int], limit: int) -> tuple[Array, Array] | None:
-    """Return the windows' bounds, both (T, ranks); None where what lies in them would take more than `limit` bytes."""
+def _guess(scope: Scope, ranks: Sequence[int], limit: int) -> tuple[Array, Array, Array] | None:
+    """Return the windows' least magnitudes, the likeliest, and the largest, each (T, ranks).
+
+    None where what lies in the windows would take more than `limit` bytes.
+    """
     runs = min(max(scope.size // STRIDE, RUNS[0]), RUNS[1], scope.size // (2 * RUN))
     held = scope.vectors * np.dtype(scope.job.compute_dtype).itemsize  # bytes of an entry
     if runs < 2 or 2 * held * runs * RUN > limit:
         return None
     sample = _sample(scope, runs)
-    ordered = np.sort(sample.reshape(scope.vectors, -1))
+    ordered = np.stack([sorted_magnitudes(row) for row in sample.reshape(scope.vectors, -1)])
     windows = [window(sample, ordered, k / scope.size) for k in ranks]
     low, top = (np.stack(bounds, axis=1) for bounds in zip(*windows, strict=True))
+    near = np.stack([_expected(ordered, k / scope.size) for k in ranks], axis=1)
     is_open = np.zeros(sample.shape[1:], bool)
     for row, least, most in zip(sample, low, top, strict=True):
         for r in range(len(ranks)):
             is_open |= (row >= least[r]) & (row <= most[r])
-    return (low, top) if is_open.mean() * scope.size * (4 + held) <= limit else None
+    return (low, near, top) if is_open.mean() * scope.size * (4 + held) <= limit else None
 
 
 def _sample(scope: Scope, runs: int) -> Array:
@@ -110,7 +118,7 @@ def window(sample: Array, ordered: Array, share: float, least: float = 0) -> tup
     """
     runs, size = sample.shape[1], ordered.shape[1]
     expected = share * size
-    near = ordered[:, size - min(max(round(expected), 1), size)]
+    near = _expected(ordered, share)
     counts = (sample >= near[:, None, None]).sum(2)
     deviation = np.maximum(counts.std(1, ddof=1) * np.sqrt(runs), np.sqrt(expected * (1 - share)))
     reach = DEVIATIONS * deviation + 2 * DEVIATIONS  # and a few where nearly none, or nearly all, are counted
@@ -121,7 +129,13 @@ def window(sample: Array, ordered: Array, share: float, least: float = 0) -> tup
     return low.astype(sample.dtype), top.astype(sample.dtype)
 
 
-def _sift(scope: Scope, low: Array, top: Array) -> tuple[list[Open], Array, int] | None:
+def _expected(ordered: Array, share: float) -> Array:
+    """Return the numbers (T,) that a share of the sample is not below."""
+    size = ordered.shape[1]
+    return ordered[:, size - min(max(round(share * size), 1), size)]
+
+
+def _sift(scope: Scope, low: Array, top: Array, votes: bool) -> tuple[list[Open], Array, int] | None:
     """Read the tensor once: its open entries, how many lie above the windows, the majority over what is not open."""
     used: dict[Worker, int] = {}  # bytes of each worker's room that are taken
     is_full = Event()
@@ -129,7 +143,7 @@ def _sift(scope: Scope, low: Array, top: Array) -> tuple[list[Open], Array, int]
     def run(worker: Worker, batch: list[Piece]) -> list[tuple[Open, Array, int]] | None:
         found = []
         for piece, _, others in scope.stream.each_tile(worker, batch):
-            index, above, balance = sift(others, low, top)
+            index, above, balance = sift(others, low, top, votes)
             start, count = used.get(worker, 0), len(index)
             middle = start + -(-count // 2) * 8  # where numbers of 8 bytes may lie
             stop = middle + len(others) * count * others.itemsize
@@ -157,27 +171,31 @@ def _sift(scope: Scope, low: Array, top: Array) -> tuple[list[Open], Array, int]
 
 
 def _nth(
-    scope: Scope, opened: Sequence[Open], t: int, window: tuple[Any, Any], nth: int, scratch: Array
+    scope: Scope, opened: Sequence[Open], vectors: Sequence[Array], window: tuple[Any, Any, Any], nth: int
 ) -> tuple[float, int] | None:
-    """Return the nth largest magnitude in a window of vector t, and the scope index after it, the earlier of equals.
+    """Return the nth largest magnitude in a window of one vector, and the scope index after it, the earlier of equals.
 
-    None where the window holds no nth.
+    `vectors` are its open entries, tile by tile. None where the window holds no nth.
     """
-    ends, found = [], 0
-    for o in opened:
-        found += compiled.gather_inside(o.vectors[t], *window, scratch[found:])
-        ends.append(found)
-    inside = scratch[:found]
-    if not 1 <= nth <= found:
-        return None
-    value = np.partition(inside, found - nth)[found - nth]
-    left = nth - np.count_nonzero(inside > value)
-    equal = np.flatnonzero(inside == value)
-    if left == len(equal):
+    low, value, top = window
+    counts = [compiled.count_inside(v, value, top) for v in vectors]
+    larger = sum(count for count, _ in counts)
+    if not larger < nth <= larger + sum(equal for _, equal in counts):  # not the likeliest: search
+        inside = np.empty(sum(len(v) for v in vectors) + 1, low.dtype)
+        found = 0
+        for v in vectors:
+            found += compiled.gather_inside(v, low, top, inside[found:])
+        if not 1 <= nth <= found:
+            return None
+        value = sorted_magnitudes(inside[:found])[found - nth]
+        counts = [compiled.count_inside(v, value, top) for v in vectors]
+        larger = sum(count for count, _ in counts)
+    left = nth - larger
+    if left == sum(equal for _, equal in counts):
         return float(value), scope.size
-    tile = int(np.searchsorted(ends, equal[left - 1], "right"))
-    nth_in_tile = left - np.searchsorted(equal, ends[tile - 1] if tile else 0)
-    where = np.flatnonzero(np.abs(opened[tile].vectors[t]) == value)[nth_in_tile - 1]
+    ends = list(accumulate(equal for _, equal in counts))
+    tile = bisect_left(ends, left)
+    where = compiled.nth_equal(vectors[tile], value, left - (ends[tile - 1] if tile else 0))
     return float(value), opened[tile].position + int(opened[tile].index[where]) + 1
 
 

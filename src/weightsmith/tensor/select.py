@@ -105,27 +105,36 @@ def trim(vectors: Array, inside: Kth, outside: Kth | None = None, start: int = 0
     return vectors * keep
 
 
-def sift(vectors: Array, low: Array, top: Array) -> tuple[Array, Array, int]:
+def sift(vectors: Array, low: Array, top: Array, votes: bool = True) -> tuple[Array, Array, int]:
     """Part the entries of a tile into open ones, where any vector's magnitude lies in one of its windows, and others.
 
     Args:
         vectors: (T, n), float32 or float64 numpy; without NaN.
         low: (T, ranks), the windows' smallest magnitudes, of the vectors' dtype.
         top: (T, ranks), their largest.
+        votes: Whether the majority is asked for.
 
     Returns:
         The open entries' indices (m,) uint32, in order; how many of each vector lie above its windows (T, ranks), int64;
-        the majority, over the entries that are not open, of the vectors trimmed to what lies above the first window.
+        the majority, over the entries that are not open, of the vectors trimmed to what lies above the first window, 0
+        where it is not asked for.
     """
     if is_compiled(vectors):
-        index, above = np.empty(vectors.shape[1], np.uint32), np.zeros(low.shape, np.int64)
-        found, balance = compiled.sift(vectors, low, top, above, index)
+        index, above = np.empty(vectors.shape[1] + 1, np.uint32), np.zeros(low.shape, np.int64)
+        found, balance = compiled.sift(vectors, low, top, above, index, votes)
         return index[:found], above, balance
     magnitude = np.abs(vectors)[:, None]
     is_above = magnitude > top[:, :, None]
     is_open = ((magnitude >= low[:, :, None]) & ~is_above).any((0, 1))
     kept = (vectors * is_above[:, 0])[:, ~is_open]
-    return np.flatnonzero(is_open).astype(np.uint32), is_above.sum(2), majority(kept)
+    return np.flatnonzero(is_open).astype(np.uint32), is_above.sum(2), majority(kept) if votes else 0
+
+
+def sorted_magnitudes(magnitudes: Array) -> Array:
+    """Return magnitudes (n,) in ascending order; numpy alone, without NaN and -0."""
+    if magnitudes.dtype == np.float32 and is_compiled(magnitudes):
+        return compiled.sorted_bits(magnitudes.view(np.uint32)).view(np.float32)  # they sort as their bits do
+    return np.sort(magnitudes)
 
 
 def ordered(values: Array) -> Array:

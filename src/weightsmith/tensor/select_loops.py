@@ -8,19 +8,20 @@ from weightsmith.tensor.loops import PART, loop
 
 
 @loop
-def sift(vectors, low, top, above, index):
+def sift(vectors, low, top, above, index, votes):
     """Write to `index` which entries are open; see `select.sift`.
 
-    Flags and sums are of the vectors' type, and counts of its width: the compiler does not vectorize loops over both
-    wide and narrow numbers well.
+    Sums are of the vectors' type, and counts of 32 bits: the compiler does not vectorize loops over both wide and narrow
+    numbers well. Flags are bytes, looked at eight at a time: most groups hold no open entry.
     """
     count, size = vectors.shape
-    zero, one = np.zeros(1, vectors.dtype)[0], np.ones(1, vectors.dtype)[0]
-    flags, sums = np.empty(PART, vectors.dtype), np.empty(PART, vectors.dtype)
-    found, balance = 0, 0
+    zero = np.zeros(1, vectors.dtype)[0]
+    flags, sums = np.zeros(PART, np.uint8), np.empty(PART, vectors.dtype)
+    words, groups = flags.view(np.uint64), np.empty(PART // 8, np.uint32)
+    found, balance = np.uint64(0), 0
     for start in range(0, size, PART):
         is_open, total = flags[: min(PART, size - start)], sums[: min(PART, size - start)]
-        is_open[:] = zero
+        flags[:] = 0
         total[:] = zero
         for t in range(count):
             v = vectors[t, start : start + PART]
@@ -28,34 +29,69 @@ def sift(vectors, low, top, above, index):
                 least, most = low[t, r], top[t, r]
                 larger = np.int32(0)
                 for i in range(v.size):
-                    magnitude = abs(v[i])
-                    is_open[i] += one if (magnitude >= least) & (magnitude <= most) else zero
-                    larger = np.int32(larger + np.int32(magnitude > most))
+                    larger = np.int32(larger + np.int32(abs(v[i]) > most))
+                for i in range(v.size):
+                    is_open[i] |= np.uint8((abs(v[i]) >= least) & (abs(v[i]) <= most))
                 above[t, r] += larger
-            most = top[t, 0]
-            for i in range(v.size):
-                total[i] += v[i] * (abs(v[i]) > most)
-        for i in range(total.size):
-            index[found] = start + i
-            found += int(is_open[i] > zero)
-        part = np.int32(0)
-        for i in range(total.size):
-            total[i] *= is_open[i] == zero
-        for i in range(total.size):
-            part = np.int32(part + np.int32(total[i] > zero) - np.int32(total[i] < zero))
-        balance += int(part)
-    return found, balance
+            if votes:
+                most = top[t, 0]
+                for i in range(v.size):
+                    total[i] += v[i] * (abs(v[i]) > most)
+        used = np.uint64(0)
+        for g in range(words.size):
+            groups[used] = np.uint32(g)
+            used += np.uint64(words[g] != np.uint64(0))
+        for q in range(used):
+            word, first = words[groups[q]], np.uint32(start) + np.uint32(8) * groups[q]
+            for j in range(8):
+                index[found] = first + np.uint32(j)
+                found += (word >> np.uint64(8 * j)) & np.uint64(1)
+        if votes:
+            part = np.int32(0)
+            for i in range(total.size):
+                is_closed = is_open[i] == 0
+                part = np.int32(
+                    part + np.int32((total[i] > zero) & is_closed) - np.int32((total[i] < zero) & is_closed)
+                )
+            balance += int(part)
+    return int(found), balance
+
+
+@loop
+def count_inside(vector, value, top):
+    """Return how many magnitudes lie above value and not above top, and how many are equal to value."""
+    larger, equal = 0, 0
+    for start in range(0, vector.size, PART):
+        v = vector[start : start + PART]
+        more, same = np.int32(0), np.int32(0)
+        for i in range(v.size):
+            more = np.int32(more + np.int32((abs(v[i]) > value) & (abs(v[i]) <= top)))
+        for i in range(v.size):
+            same = np.int32(same + np.int32(abs(v[i]) == value))
+        larger += int(more)
+        equal += int(same)
+    return larger, equal
+
+
+@loop
+def nth_equal(vector, value, nth):
+    """Return the index of the nth magnitude that is equal to value, counted from 1."""
+    for i in range(vector.size):
+        nth -= int(abs(vector[i]) == value)
+        if nth == 0:
+            return i
+    return vector.size
 
 
 @loop
 def gather_inside(vector, low, top, out):
     """Write to `out` the magnitudes from low to top, in order; return how many they are."""
-    found = 0
+    found = np.uint64(0)
     for i in range(vector.size):
         magnitude = abs(vector[i])
         out[found] = magnitude
-        found += int((magnitude >= low) & (magnitude <= top))
-    return found
+        found += np.uint64((magnitude >= low) & (magnitude <= top))
+    return int(found)
 
 
 @loop
@@ -85,3 +121,27 @@ def gather_window(vector, low, top, kept, index, mode):
                 index[found] = start + i
                 found += int((v[i] >= low) & (v[i] <= top))
     return found, above
+
+
+@loop
+def sorted_bits(keys):
+    """Sort whole numbers (n,) uint32 by their digits of 11 bits: several times as fast as comparing them."""
+    current, other = keys.copy(), np.empty_like(keys)
+    places = np.zeros((3, 2048), np.uint32)
+    low, middle, high = places[0], places[1], places[2]
+    mask = np.uint32(2047)
+    for i in range(keys.size):
+        low[keys[i] & mask] += np.uint32(1)
+        middle[(keys[i] >> np.uint32(11)) & mask] += np.uint32(1)
+        high[keys[i] >> np.uint32(22)] += np.uint32(1)
+    for p in range(3):
+        place, shift = places[p], np.uint32(11 * p)
+        total = np.uint32(0)
+        for d in range(place.size):
+            total, place[d] = total + place[d], total
+        for i in range(current.size):
+            digit = (current[i] >> shift) & mask
+            other[place[digit]] = current[i]
+            place[digit] += np.uint32(1)
+        current, other = other, current
+    return current
