@@ -72,8 +72,8 @@ def held(monkeypatch):
     monkeypatch.setattr(largest, "RUNS", (8, 16))
     noted, find = [], largest.find_largest
 
-    def noting(scope, asked, ranks):
-        found = find(scope, asked, ranks)
+    def noting(scope, asked):
+        found = find(scope, asked)
         noted.append(found is not None)
         return found
 
@@ -131,6 +131,31 @@ def test_one_value_is_counted_and_not_kept(tmp_path, save_model, held):
         (kth,) = reduce_streamed(folders, asked, aside=2_000)
         assert kth.value.item() == 0
         assert held.pop() is not located
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.4, 0.99, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_ranks_of_the_values_that_are_not_zero(zeros, share, tmp_path, save_model, held):
+    rng = np.random.default_rng(6)
+    vector = (rng.standard_normal(SIZE) * (rng.random(SIZE) >= zeros)).astype(np.float32)
+    folders = save_vectors(save_model, tmp_path, [vector], (9_000, 21_011))
+    asked = KthLargest(lambda size: [int(size * share)], lambda b, o, t: np.abs(o), nonzero=True)
+    rank = int(np.count_nonzero(vector) * share)
+    for aside in (0, 10**7):
+        (kth,) = reduce_streamed(folders, asked, aside=aside)
+        assert kth.value.item() == (np.sort(np.abs(vector))[::-1][rank - 1] if rank else np.inf)
+        assert kth.cut.item() == (SIZE if rank else 0)
+    assert held == [False, rank > 0]
+
+
+@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_nth_of_many_values_is_picked(kind, dtype, monkeypatch):
+    monkeypatch.setattr(largest, "PICKED", 64)
+    values = kinds()[kind].astype(dtype)
+    ranked = np.sort(values)[::-1]
+    for nth in (1, 2, 100, SIZE // 2, SIZE - 100, SIZE):
+        assert largest._pick(values, nth) == ranked[nth - 1]
 
 
 def test_whole_rows_are_sampled(tmp_path, save_model, held):

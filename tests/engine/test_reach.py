@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import weightsmith
-import weightsmith.plan as planning
-from weightsmith.matrices import Matrices
+import weightsmith.plan.headers as planning
+from weightsmith.matrices import Given, Matrices, Need
 from weightsmith.method import Method, Tile, method
 from weightsmith.plan import Options
 from weightsmith.run import make_recipe
@@ -157,8 +157,17 @@ def test_factors_of_an_adapter_are_given(tmp_path, save_model, monkeypatch, load
     assert isinstance(Tile(), Tile)
 
 
-def test_a_method_may_say_what_it_holds_by_shape_and_number_of_models():
-    by_shape = Method(turned.function, None, "tensor", 1, None, "matrix", add_mean, lambda m, n, t: t + m / n)
-    assert by_shape.workspace_bytes((8, 2, 2), 3) == 8 * 32 * (3 + 2)
-    assert by_shape.workspace_bytes((8,), 3) == 0
-    assert turned.workspace_bytes((3, 5), 4) == 2 * 8 * 15
+def test_a_method_may_say_what_it_needs_by_shape_and_models():
+    def need(given):
+        return Need(len(given.ranks) + given.short, given.whole(), factors=2)
+
+    by_shape = Method(turned.function, None, "tensor", 1, None, "matrix", add_mean, need)
+    assert by_shape.need(Given(8, 4, (None, 3, None), {})) == Need(3.5, (1, 0, 1), factors=2)
+    assert turned.need(Given(3, 5, (None, 0), {})) == Need(2, (1, 1))
+
+
+def test_what_is_known_of_factors_by_headers_alone():
+    assert Given(8, 4, (2, 3, 0), {}).factored == 5
+    assert Given(8, 4, (2, 3, 0), {}).thin == 5 * (8 + 4) / 32
+    assert Given(8, 4, (2, None), {}).factored is None
+    assert Given(8, 4, (2, None), {}).thin == 0

@@ -311,7 +311,7 @@ def test_a_guess_that_misses_is_made_good(beyond, tmp_path, save_model, monkeypa
     asked = KthMajority(lambda size: 6_001)
     kth, balance = reduce_streamed(folders, asked)
     wrong = np.tile(np.linspace(beyond, beyond + 0.01, 256, dtype=np.float32), (1, 8, 1))
-    monkeypatch.setattr(windows, "_sample", lambda scope, runs: wrong)
+    monkeypatch.setattr(windows, "sample_magnitudes", lambda scope, runs: wrong)
     found, again = reduce_streamed(folders, asked, aside=10**9)
     assert held == [False, False]
     assert same(found, kth)
@@ -330,7 +330,7 @@ def test_a_guess_that_needs_too_much_memory_is_given_up(threads, is_told, tmp_pa
     kth, balance = reduce_streamed(folders, asked, threads=threads)
     counted = len(read)
     if not is_told:
-        monkeypatch.setattr(windows, "_sample", lambda scope, runs: np.full((1, 8, 256), 9, np.float32))
+        monkeypatch.setattr(windows, "sample_magnitudes", lambda scope, runs: np.full((1, 8, 256), 9, np.float32))
         monkeypatch.setattr(windows, "window", lambda *_: (np.float32([0.5]), np.float32([0.6])))
     found, again = reduce_streamed(folders, asked, aside=300_000 // threads, threads=threads)
     assert held == [False, False]
@@ -368,8 +368,8 @@ def test_a_sample_is_spread_over_rows_and_columns(tmp_path, save_model, monkeypa
     vector = np.arange(size, dtype=np.float32) % 4096 + 1
     folders = save_vectors(save_model, tmp_path, [vector], (size,))
     monkeypatch.setattr(windows, "RUN", 64)
-    original = windows._sample
-    monkeypatch.setattr(windows, "_sample", lambda *given: seen.append(original(*given)) or seen[-1])
+    original = windows.sample_magnitudes
+    monkeypatch.setattr(windows, "sample_magnitudes", lambda *given: seen.append(original(*given)) or seen[-1])
     (kth,) = reduce_streamed(folders, KthMagnitude(lambda size: [size // 2]), tile=131_072, aside=10**9)
     assert kth.value.item() == 2049
     firsts = seen[0][0, :, 0]

@@ -99,7 +99,7 @@ def test_a_base_that_is_not_the_base_is_refused(method, tmp_path, save_model):
         weightsmith.merge(method, base=base, models=[model], out=tmp_path / "out")
     assert str(model) in str(caught.value)
     assert "2.00 times" in str(caught.value)  # |-b - b| = 2 |b|
-    assert "--force-base" in str(caught.value)
+    assert "force_base=True" in str(caught.value)
     assert left_behind(tmp_path) == []
     options = Options(force_base=True)
     weightsmith.merge(method, base=base, models=[model], out=tmp_path / "out", options=options)

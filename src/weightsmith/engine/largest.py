@@ -19,13 +19,15 @@ import numpy as np
 from weightsmith.engine.radix import host_values, nothing
 from weightsmith.engine.scope import Scope
 from weightsmith.engine.stream import Piece, Worker
-from weightsmith.engine.windows import RUN, RUNS, STRIDE, window
+from weightsmith.engine.windows import DEVIATIONS, RUN, RUNS, STRIDE, window
 from weightsmith.method import KthLargest
 from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.select import Kth
 
 COUNTED, KEPT, LOCATED = range(3)  # what becomes of the values in a window
+NO_INDEX = np.empty(0, np.uint32)
+PICKED = 2048  # values, of those kept aside, that tell about where among them the one looked for lies
 
 
 @dataclass(frozen=True)
@@ -39,38 +41,75 @@ class Part:
     index: Array = None
 
 
-def find_largest(scope: Scope, asked: KthLargest, ranks: Sequence[int]) -> list[Kth] | None:
+def find_largest(scope: Scope, asked: KthLargest) -> list[Kth] | None:
     """Return what answers KthLargest; None where the guess fails, or NaN may occur, which no window holds."""
-    wanted = [k for k in ranks if k > 0]
-    if not wanted or scope.job.allow_nonfinite or not scope.job.limits.aside_bytes:
+    if scope.job.allow_nonfinite or not scope.job.limits.aside_bytes:
         return None
-    windows = _guess(scope, asked, wanted)
-    parts = None if windows is None else _part(scope, asked, *windows)
-    if windows is None or parts is None:
+    sample = _sample(scope, asked)
+    if sample is None:
         return None
-    low = windows[0]
-    values, cuts = np.empty(low.shape), np.full(low.shape, scope.size, np.int64)
-    for i, (v, r) in enumerate(np.ndindex(low.shape)):
-        found = _nth([tile[i] for tile in parts], wanted[r], low[v, r], asked.located)
-        if found is None:
-            return None
-        values[v, r], cuts[v, r] = found[0], scope.size if found[1] is None else found[1]
-    answers = [Kth(values[:, r, None], cuts[:, r, None]) for r in range(len(wanted))]
-    return [answers.pop(0) if k > 0 else nothing(len(low)) for k in ranks]
+    likely = [list(asked.ranks(size)) for size in _sizes(scope, asked, sample)]
+    windows = _guess(scope, asked, sample, likely) if any(likely[0]) else None
+    found = None if windows is None else _part(scope, asked, *windows)
+    if windows is None or found is None:
+        return None
+    low, (parts, nonzero) = windows[0], found
+    ranks = list(asked.ranks(nonzero)) if asked.nonzero else likely[0]
+    answers = []
+    for r, k in enumerate(ranks):
+        if k == 0:
+            answers.append(nothing(len(low)))
+            continue
+        values, cuts = np.empty((len(low), 1)), np.full((len(low), 1), scope.size, np.int64)
+        for v in range(len(low)):
+            pair = _nth([tile[v * len(ranks) + r] for tile in parts], k, low[v, r], asked.located)
+            if pair is None:
+                return None
+            values[v], cuts[v] = pair[0], scope.size if pair[1] is None else pair[1]
+        answers.append(Kth(values, cuts))
+    return answers
+
+
+def count_nonzero(scope: Scope, asked: KthLargest) -> int:
+    """Return how many derived values, of one vector, are not 0."""
+
+    def run(worker: Worker, batch: list[Piece]) -> int:
+        tiles = scope.stream.each_tile(worker, batch)
+        return sum(_nonzero(host_values(asked, base, others, scope.where(piece))) for piece, base, others in tiles)
+
+    return sum(scope.each(run))
+
+
+def _nonzero(values: Array) -> int:
+    zero = values.dtype.type(0)
+    return int(values.size - _gather(values[0], zero, zero, values[0, :0])[0])
+
+
+def _sizes(scope: Scope, asked: KthLargest, sample: Array) -> list[int]:
+    """Return what the ranks are likely formed of: the scope's size, or a least and a most number of values not 0."""
+    if not asked.nonzero:
+        return [scope.size]
+    counts = (sample[0] != 0).sum(1)
+    reach = DEVIATIONS * counts.std(ddof=1) * len(counts) ** 0.5
+    share = scope.size / sample[0].size
+    return [int(np.clip((counts.sum() + r) * share, 0, scope.size)) for r in (reach, -reach)]
 
 
 def _mode(low: Any, top: Any, located: bool) -> int:
     return LOCATED if located else COUNTED if low == top else KEPT
 
 
-def _guess(scope: Scope, asked: KthLargest, ranks: Sequence[int]) -> tuple[Array, Array] | None:
-    """Return the windows' bounds, both (V, ranks); None where what lies in them would take too much memory."""
-    sample = _sample(scope, asked)
-    if sample is None:
-        return None
+def _guess(
+    scope: Scope, asked: KthLargest, sample: Array, likely: Sequence[Sequence[int]]
+) -> tuple[Array, Array] | None:
+    """Return the windows' bounds, both (V, ranks), for ranks that lie between those of the first and the last list.
+
+    None where what lies in them would take too much memory.
+    """
     ordered = np.sort(sample.reshape(len(sample), -1))
-    guesses = [window(sample, ordered, k / scope.size, -np.inf) for k in ranks]
-    low, top = (np.stack(bounds, axis=1) for bounds in zip(*guesses, strict=True))
+    lows = [window(sample, ordered, k / scope.size, -np.inf)[0] for k in likely[0]]
+    tops = [window(sample, ordered, k / scope.size, -np.inf)[1] for k in likely[-1]]
+    low, top = np.stack(lows, axis=1), np.stack(tops, axis=1)
     held = 0
     for v, r in np.ndindex(low.shape):
         if _mode(low[v, r], top[v, r], asked.located) != COUNTED:
@@ -107,8 +146,11 @@ def _sample(scope: Scope, asked: KthLargest) -> Array | None:
     return np.stack(found, axis=1) if len(found) > 1 else None
 
 
-def _part(scope: Scope, asked: KthLargest, low: Array, top: Array) -> list[list[Part]] | None:
-    """Read the scope once: for each tile its parts, vector by vector and rank by rank; None where room runs out."""
+def _part(scope: Scope, asked: KthLargest, low: Array, top: Array) -> tuple[list[list[Part]], int] | None:
+    """Read the scope once: for each tile its parts, vector by vector and rank by rank; and how many values are not 0.
+
+    None where room runs out; the number is 0 where it is not asked for.
+    """
     used: dict[Worker, int] = {}  # bytes of each worker's room that are taken
     scratch: dict[Worker, tuple[Array, Array]] = {}
     is_full = Event()
@@ -124,8 +166,8 @@ def _part(scope: Scope, asked: KthLargest, low: Array, top: Array) -> list[list[
         kept[:] = values
         return kept
 
-    def run(worker: Worker, batch: list[Piece]) -> list[list[Part]]:
-        tiles = []
+    def run(worker: Worker, batch: list[Piece]) -> tuple[list[list[Part]], int]:
+        tiles, nonzero = [], 0
         for piece, base, others in scope.stream.each_tile(worker, batch):
             if is_full.is_set():
                 break
@@ -134,6 +176,7 @@ def _part(scope: Scope, asked: KthLargest, low: Array, top: Array) -> list[list[
                 size = max(scope.stream.held(piece.work), values.shape[1])
                 scratch[worker] = np.empty(size, values.dtype), np.empty(size, np.uint32)
             kept, index = scratch[worker]
+            nonzero += _nonzero(values) if asked.nonzero else 0
             parts = []
             for v, r in np.ndindex(low.shape):
                 mode = _mode(low[v, r], top[v, r], asked.located)
@@ -141,15 +184,16 @@ def _part(scope: Scope, asked: KthLargest, low: Array, top: Array) -> list[list[
                 some = [keep(worker, x[:inside]) for x in (kept, index)[:mode]]
                 parts.append(Part(scope.position(piece), inside, above, *some))
             tiles.append(parts)
-        return tiles
+        return tiles, nonzero
 
     with closing(scope.each(run)) as batches:
-        found = []
-        for tiles in batches:
+        found, total = [], 0
+        for tiles, nonzero in batches:
             found += tiles
+            total += nonzero
             if is_full.is_set():
                 return None
-    return found
+    return found, total
 
 
 def _nth(parts: Sequence[Part], rank: int, low: Any, located: bool) -> tuple[float, int | None] | None:
@@ -160,7 +204,7 @@ def _nth(parts: Sequence[Part], rank: int, low: Any, located: bool) -> tuple[flo
     if parts[0].values is None:
         return float(low) + 0.0, None
     inside = np.concatenate([p.values for p in parts])
-    value = np.partition(inside, len(inside) - nth)[len(inside) - nth]
+    value = _pick(inside, nth)
     if not located:
         return float(value) + 0.0, None
     left = nth - np.count_nonzero(inside > value)
@@ -172,3 +216,30 @@ def _nth(parts: Sequence[Part], rank: int, low: Any, located: bool) -> tuple[flo
             return float(value) + 0.0, p.position + int(p.index[equal[left - 1]]) + 1
         left -= len(equal)
     return None
+
+
+def _pick(values: Array, nth: int) -> Any:
+    """Return the nth largest value; where there are many, between or at bounds that some of them tell, if these hold it."""
+    infinity = values.dtype.type(np.inf)
+    while len(values) > 16 * PICKED:
+        some = np.sort(values[:: len(values) // PICKED])[::-1]
+        share = nth / len(values)
+        reach = DEVIATIONS * (len(some) * share * (1 - share)) ** 0.5 + 2 * DEVIATIONS
+        first, last = (round(share * len(some) + r) for r in (-reach, reach))
+        top, low = some[first] if first > 0 else infinity, some[last] if last < len(some) else -infinity
+        kept = np.empty_like(values)  # between the bounds, which may be many times there, as zeros are
+        inside, above = _gather(values, np.nextafter(low, infinity), np.nextafter(top, -infinity), kept)
+        if above < nth <= above + inside and 2 * inside <= len(values):
+            values, nth = kept[:inside], nth - above
+            continue
+        for bound in (top, low):
+            equal, above = _gather(values, bound, bound, kept)
+            if above < nth <= above + equal:
+                return bound
+        break
+    return np.partition(values, len(values) - nth)[len(values) - nth]
+
+
+def _gather(values: Array, low: Any, top: Any, kept: Array) -> tuple[int, int]:
+    found: tuple[int, int] = compiled.gather_window(values, low, top, kept, NO_INDEX, COUNTED if low == top else KEPT)
+    return found

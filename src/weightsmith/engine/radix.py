@@ -93,7 +93,7 @@ def search(scope: Scope, keys: Keys, all_ranks: list[int], located: bool = True)
         equal = np.take_along_axis(counts, digit[None], -1)[..., 0]  # (regions, vectors, ranks)
         left -= np.take_along_axis(from_top, place, -1)[..., 0] - equal.sum(0)
         prefixes = (prefixes << bits(16)) | digit[..., 0].astype(bits)
-    cuts = _cuts(scope, keys, prefixes, left, equal) if located else np.zeros_like(left)
+    cuts = locate(scope, keys, prefixes, left, equal) if located else np.zeros_like(left)
     columns = iter(zip(keys.values(prefixes).T[..., None], cuts.T[..., None], strict=True))
     return [Kth(*next(columns)) if k > 0 else nothing(vectors) for k in all_ranks]
 
@@ -130,7 +130,7 @@ def _span(scope: Scope, regions: int) -> int:
     return -(-len(scope.batches) // regions)
 
 
-def _cuts(scope: Scope, keys: Keys, found: Array, left: Array, equal: Array) -> Array:
+def locate(scope: Scope, keys: Keys, found: Array, left: Array, equal: Array) -> Array:
     """Return, for each vector and rank, the scope index after the `left`-th entry whose key is the one found.
 
     found, left: (vectors, ranks); equal: (regions, vectors, ranks), how many such entries each region has.

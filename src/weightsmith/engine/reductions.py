@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from weightsmith.engine import windows
-from weightsmith.engine.largest import find_largest
+from weightsmith.engine.bins import find_in_bins
+from weightsmith.engine.largest import count_nonzero, find_largest
 from weightsmith.engine.radix import derived, magnitudes, search
 from weightsmith.engine.scope import Scope, make_scope
 from weightsmith.engine.stream import Piece, Stream, Work, Worker
+from weightsmith.engine.whole import given
 from weightsmith.method import KthLargest, KthMajority, Method, Reduction, Sums, Tile, answer_all, exact_sums
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.select import Kth, trim
@@ -21,7 +23,9 @@ from weightsmith.tensor.sign import majority
 def is_reduced_first(method: Method, work: Work, tile: int) -> bool:
     """Tell whether a work's statistics take passes of their own; else they are formed in memory, tile by tile."""
     scope = method.reduction_scope(work.parameters or {})
-    return scope == "model" or (scope == "tensor" and (work.size > tile or method.takes_matrix(work.shape)))
+    if scope == "tensor" and method.takes_matrix(work.shape):
+        return method.need(given(method, work)).reduced
+    return scope == "model" or (scope == "tensor" and work.size > tile)
 
 
 def reduce_each(stream: Stream, works: Sequence[Work], report: Callable[[int], None]) -> dict[str, Any]:
@@ -57,24 +61,28 @@ def reduce(stream: Stream, works: Sequence[Work], report: Callable[[int], None],
         if isinstance(asked, Sums):
             return _sums(scope, asked)
         if isinstance(asked, KthLargest):
-            ranks = list(asked.ranks(scope.size))
-            largest = find_largest(scope, asked, ranks)
-            return search(scope, derived(scope, asked), ranks, asked.located) if largest is None else largest
+            largest = find_largest(scope, asked)
+            if largest is not None:
+                return largest
+            size = count_nonzero(scope, asked) if asked.nonzero else scope.size
+            return search(scope, derived(scope, asked), list(asked.ranks(size)), asked.located)
         if isinstance(asked, KthMajority):
             return _kth_majority(scope, asked.rank(scope.size))
         ranks = list(asked.ranks(scope.size))
         found = windows.find(scope, ranks)
-        return search(scope, magnitudes(scope), ranks) if found is None else found[0]
+        return _kth_magnitude(scope, ranks) if found is None else found[0]
 
     return answer_all(stream.job.chosen.statistics(works[0].parameters or {}), answer)
 
 
-def passes_of(asked: Reduction, scope: str | None, compute_dtype: str) -> int:
-    """Return how many times the inputs are read for a reduction, where every guess holds."""
-    if isinstance(asked, Sums | KthLargest) or scope == "tensor":
+def passes_of(asked: Reduction, scope: str | None, size: int, compute_dtype: str) -> int:
+    """Return how many times a scope of this size is read for a reduction, where every guess holds."""
+    is_guessed = size >= 4 * windows.RUN  # smaller ones tell too little
+    if isinstance(asked, Sums | KthLargest) or (is_guessed and scope == "tensor"):
         return 1
-    digits = 4 if compute_dtype == "float64" else 2  # a value is found 16 bits at a time
-    return digits + isinstance(asked, KthMajority)
+    is_wide = compute_dtype == "float64"
+    digits = 4 if is_wide else 2  # without a guess a value is found 16 bits at a time
+    return (1 if is_guessed and not is_wide else digits) + isinstance(asked, KthMajority)
 
 
 def ranks_of(asked: Reduction, models: int) -> int:
@@ -90,11 +98,17 @@ def ranks_of(asked: Reduction, models: int) -> int:
     return ranks
 
 
+def _kth_magnitude(scope: Scope, ranks: list[int]) -> list[Kth]:
+    """Return k-th magnitudes that `windows.py` does not find: of several tensors, or of one that is not like its sample."""
+    found = find_in_bins(scope, ranks)
+    return search(scope, magnitudes(scope), ranks) if found is None else found
+
+
 def _kth_majority(scope: Scope, rank: int) -> tuple[Kth, int]:
     found = windows.find(scope, [rank], votes=True)
     if found is not None:
         return found[0][0], found[1]
-    (kth,) = search(scope, magnitudes(scope), [rank])
+    (kth,) = _kth_magnitude(scope, [rank])
 
     def run(worker: Worker, batch: list[Piece]) -> int:
         tiles = scope.stream.each_tile(worker, batch)

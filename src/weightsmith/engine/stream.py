@@ -19,7 +19,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from weightsmith.budget import Limits
-from weightsmith.checkpoint.entry import Entry
+from weightsmith.checkpoint.entry import Entry, LowRank
 from weightsmith.checkpoint.read import Files
 from weightsmith.device import Device
 from weightsmith.errors import ArgumentError, CheckpointError, NonFiniteError, shown
@@ -47,6 +47,8 @@ class Work:
         layer: Layer number, None outside the layers.
         parameters: The method's checked parameters for this tensor; None to copy the first input's bytes.
         reason: Why it is copied.
+        is_masked: Whether it is merged inside `mask` alone; elsewhere the first input's bytes stay.
+        mask: The mask, BOOL; None where nothing is inside.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Work:
     layer: int | None = None
     parameters: dict[str, Any] | None = None
     reason: str = ""
+    is_masked: bool = False
+    mask: Entry | None = None
 
     @property
     def size(self) -> int:
@@ -111,7 +115,7 @@ class Worker:
         self._tile = tile
         self._raw = np.empty(tile * max(8, 2 * inputs), np.uint8)
         self._values = np.empty(inputs * tile, job.compute_dtype)
-        self._factors: tuple[Entry | None, Any, Any] = (None, None, None)
+        self._factors: deque[tuple[LowRank, Array, Array]] = deque(maxlen=inputs)  # of the last tensor's adapters
         self.device = job.device.for_thread()
 
     @cached_property
@@ -166,7 +170,7 @@ class Worker:
         self.files.entry_into(entry, start * width, raw.data)
         finite = decode(raw, entry.dtype, out)
         if entry.low_rank is not None:
-            left, right = self._low_rank(entry)
+            left, right = self._low_rank(entry.low_rank)
             add_low_rank(out, left, right, entry.low_rank.scale, start)
             finite = finite and compiled.is_finite(out)
         if self.job.precision != "float32":
@@ -211,10 +215,9 @@ class Worker:
                 return None
             low_rank = models[index].low_rank
             if low_rank is None:
-                return device.move(np.zeros((shape[0], 0), np.float32)), device.move(
-                    np.zeros((0, shape[1]), np.float32)
-                )
-            left, right = self._low_rank(models[index])
+                empty = np.zeros((shape[0], 0), np.float32), np.zeros((0, shape[1]), np.float32)
+                return device.move(empty[0]), device.move(empty[1])
+            left, right = self._low_rank(low_rank)
             return device.move(left * np.float32(low_rank.scale)), device.move(right)
 
         matrices = Matrices(len(models), shape, load, factors)
@@ -246,14 +249,16 @@ class Worker:
         entry = piece.work.inputs[0]
         self.files.entry_into(entry, piece.start, out.data)
 
-    def _low_rank(self, entry: Entry) -> tuple[Array, Array]:
-        """Return the factors (rows, rank) and (rank, columns) in float32; the last tensor's are kept."""
-        if self._factors[0] is not entry and entry.low_rank is not None:
-            down, up = (self._whole(e) for e in (entry.low_rank.down, entry.low_rank.up))
-            down, up = down.reshape(down.shape[0], -1), up.reshape(up.shape[0], -1)
-            left, right = (down.T, up.T) if entry.low_rank.transposed else (up, down)
-            self._factors = (entry, np.ascontiguousarray(left), np.ascontiguousarray(right))
-        return self._factors[1], self._factors[2]
+    def _low_rank(self, given: LowRank) -> tuple[Array, Array]:
+        """Return the factors (rows, rank) and (rank, columns) in float32; those of the last tensor's inputs are kept."""
+        for kept, left, right in self._factors:
+            if kept is given:
+                return left, right
+        down, up = (self._whole(e) for e in (given.down, given.up))
+        down, up = down.reshape(down.shape[0], -1), up.reshape(up.shape[0], -1)
+        left, right = map(np.ascontiguousarray, (down.T, up.T) if given.transposed else (up, down))
+        self._factors.append((given, left, right))
+        return left, right
 
     def _whole(self, entry: Entry) -> Array:
         raw = np.empty(entry.nbytes, np.uint8)

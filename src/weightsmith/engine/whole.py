@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from weightsmith.checkpoint.entry import Entry
 from weightsmith.engine.stream import Piece, Work, Worker
+from weightsmith.matrices import Given, as_matrix
+from weightsmith.method import Method
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.coding import stored_bytes
 
@@ -31,3 +35,37 @@ def raw_words(worker: Worker, entry: Entry) -> Array:
     raw = np.empty(entry.nbytes, np.uint8)
     worker.copy(Piece(Work(entry.name, entry.shape, entry.dtype, (entry,)), 0, entry.nbytes), raw)
     return raw.view(f"<u{stored_bytes(entry.dtype)}").reshape(entry.shape)
+
+
+def given(method: Method, work: Work) -> Given:
+    """Return what headers tell of a work that the method takes as matrices."""
+    base = work.inputs[0] if method.has_base and "task_vectors" in method.inputs else None
+    models = work.inputs[method.has_base :]
+    return Given(*as_matrix(work.shape), tuple(_rank(base, e) for e in models), work.parameters or {})
+
+
+def input_bytes(method: Method, work: Work) -> int:
+    """Return the stored bytes that are read to compute a merged work, its statistics apart.
+
+    The factors of a matrix's only adapter are read once, those of several anew whenever they are asked for.
+    """
+    if not method.takes_matrix(work.shape):
+        return sum(work.size * stored_bytes(e.dtype) for e in work.inputs)
+    what = given(method, work)
+    need = method.need(what)
+    models = work.inputs[method.has_base :]
+    total = sum(work.size * stored_bytes(e.dtype) for e in work.inputs[: method.has_base])
+    alone = sum(e.low_rank is not None for e in models) == 1
+    for entry, rank, loads in zip(models, what.ranks, need.loads, strict=True):
+        total += loads * work.size * stored_bytes(entry.dtype)
+        if entry.low_rank is not None:
+            uses = loads + (need.factors if rank is not None else 0)
+            total += (min(uses, 1) if alone else uses) * (entry.low_rank.down.nbytes + entry.low_rank.up.nbytes)
+    return total
+
+
+def _rank(base: Entry | None, entry: Entry) -> int | None:
+    """Return the rank of the factors of a task vector, as `Worker` gives them; None where there are none."""
+    if base is None or replace(entry, low_rank=None) != base:
+        return None
+    return 0 if entry.low_rank is None else entry.low_rank.down.shape[0]

@@ -7,7 +7,7 @@ turns out wrong, or needs more memory than allowed, gives no answer: then `radix
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -79,15 +79,12 @@ def _guess(scope: Scope, ranks: Sequence[int], limit: int) -> tuple[Array, Array
 
     None where what lies in the windows would take more than `limit` bytes.
     """
-    runs = min(max(scope.size // STRIDE, RUNS[0]), RUNS[1], scope.size // (2 * RUN))
+    runs = runs_of(scope)
     held = scope.vectors * np.dtype(scope.job.compute_dtype).itemsize  # bytes of an entry
     if runs < 2 or 2 * held * runs * RUN > limit:
         return None
-    sample = _sample(scope, runs)
-    ordered = np.stack([sorted_magnitudes(row) for row in sample.reshape(scope.vectors, -1)])
-    windows = [window(sample, ordered, k / scope.size) for k in ranks]
-    low, top = (np.stack(bounds, axis=1) for bounds in zip(*windows, strict=True))
-    near = np.stack([_expected(ordered, k / scope.size) for k in ranks], axis=1)
+    sample = sample_magnitudes(scope, runs)
+    low, near, top = windows_of(sample, [k / scope.size for k in ranks])
     is_open = np.zeros(sample.shape[1:], bool)
     for row, least, most in zip(sample, low, top, strict=True):
         for r in range(len(ranks)):
@@ -95,20 +92,44 @@ def _guess(scope: Scope, ranks: Sequence[int], limit: int) -> tuple[Array, Array
     return (low, near, top) if is_open.mean() * scope.size * (4 + held) <= limit else None
 
 
-def _sample(scope: Scope, runs: int) -> Array:
-    """Return magnitudes (T, runs, RUN) of runs spread over the tensor, one at a place of its own in each stride."""
-    ((piece, *_), *_), stride = scope.batches, scope.size // runs
-    # The golden ratio puts runs at ever other places of their strides: at no fixed column of a matrix.
-    starts = [j * stride + int(j * 0.6180339887 % 1 * (stride - RUN)) for j in range(runs)]
-    sample = np.empty((scope.vectors, runs, RUN), scope.job.compute_dtype)
+def runs_of(scope: Scope) -> int:
+    """Return of how many runs a sample of a scope is made."""
+    return min(max(scope.size // STRIDE, RUNS[0]), RUNS[1], scope.size // (2 * RUN))
+
+
+def sample_magnitudes(scope: Scope, runs: int) -> Array:
+    """Return magnitudes (T, runs, RUN) of runs spread over the scope, one at a place of its own in each stride.
+
+    Fewer runs where a tensor is too small to hold one.
+    """
+    works = list({p.work.name: p.work for batch in scope.batches for p in batch}.values())
+    ends, stride = list(accumulate(w.size for w in works)), scope.size // runs
+    places = []
+    for j in range(runs):
+        # The golden ratio puts runs at ever other places of their strides: at no fixed column of a matrix.
+        place = j * stride + int(j * 0.6180339887 % 1 * (stride - RUN))
+        work = works[bisect_right(ends, place)]
+        start = min(place - scope.offsets[work.name], work.size - RUN)
+        if start >= 0:
+            places.append((work, start))
+    sample = np.empty((scope.vectors, len(places), RUN), scope.job.compute_dtype)
 
     def run(worker: Worker, part: range) -> None:
         for j in part:
-            np.abs(worker.load(piece.work, starts[j], starts[j] + RUN)[1], out=sample[:, j])
+            work, start = places[j]
+            np.abs(worker.load(work, start, start + RUN)[1], out=sample[:, j])
 
-    for _ in scope.in_order([range(j, min(j + 16, runs)) for j in range(0, runs, 16)], run):
+    for _ in scope.in_order([range(j, min(j + 16, len(places))) for j in range(0, len(places), 16)], run):
         pass
     return sample
+
+
+def windows_of(sample: Array, shares: Sequence[float]) -> tuple[Array, Array, Array]:
+    """Return the least, the likeliest and the largest of the magnitudes of which each is that of a share: (T, shares)."""
+    ordered = np.stack([sorted_magnitudes(row) for row in sample.reshape(len(sample), -1)])
+    bounds = zip(*(window(sample, ordered, share) for share in shares), strict=True)
+    low, top = (np.stack(bound, axis=1) for bound in bounds)
+    return low, np.stack([_expected(ordered, share) for share in shares], axis=1), top
 
 
 def window(sample: Array, ordered: Array, share: float, least: float = 0) -> tuple[Array, Array]:

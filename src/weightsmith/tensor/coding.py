@@ -36,7 +36,7 @@ def decode_rows(raw: Array, out: Array, subtract: bool) -> bool:
 
     Tells whether all are finite; where not, `out` is undefined. Faster than `decode` row by row.
     """
-    return bool(compiled.decode_bfloat16_rows(raw, out.view(np.uint32), out, subtract))
+    return bool(compiled.decode_bfloat16_rows(raw, out, subtract))
 
 
 def encode(values: Array, dtype: str, out: Array) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 
 _MODULES = (
     "loops",
+    "gram_loops",
+    "sphere_loops",
     "digits",
     "select_loops",
     "elementwise_loops",
@@ -15,6 +17,8 @@ _MODULES = (
     "chance_loops",
     "variance_loops",
     "importance_loops",
+    "unified_loops",
+    "frame_loops",
 )
 
 

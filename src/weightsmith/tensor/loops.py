@@ -66,27 +66,6 @@ def combine(first, second, left, right):
 
 
 @loop
-def gram(vectors):
-    count, size = vectors.shape
-    blocks = -(-size // BLOCK)
-    out = np.empty((blocks, count * (count + 1) // 2), np.float64)
-    lanes = np.empty(LANES, np.float64)
-    for b in range(blocks):
-        pair = 0
-        for s in range(count):
-            for t in range(s, count):
-                x, y = vectors[s, b * BLOCK : (b + 1) * BLOCK], vectors[t, b * BLOCK : (b + 1) * BLOCK]
-                lanes[:] = 0.0
-                for i in range(0, x.size, LANES):
-                    u, v = x[i : i + LANES], y[i : i + LANES]
-                    for j in range(u.size):
-                        lanes[j] += np.float64(u[j]) * np.float64(v[j])
-                out[b, pair] = _fold_lanes(lanes)
-                pair += 1
-    return out
-
-
-@loop
 def blocked_absolute_sum(vector):
     blocks = -(-vector.size // BLOCK)
     out = np.empty(blocks, np.float64)
@@ -98,7 +77,7 @@ def blocked_absolute_sum(vector):
             u = x[i : i + LANES]
             for j in range(u.size):
                 lanes[j] += abs(np.float64(u[j]))
-        out[b] = _fold_lanes(lanes)
+        out[b] = fold_lanes(lanes)
     return out
 
 
@@ -201,45 +180,55 @@ def count_tasks(vectors, merged, mask_lambda):
 
 @loop
 def decode_bfloat16(raw, out):
-    """Widen bfloat16 bits (n,) uint16 to float32 bits (n,) uint32; tell whether all are finite."""
-    bad = np.uint32(0)
+    """Widen bfloat16 bits (n,) uint16 to float32 bits (n,) uint32; tell whether all are finite.
+
+    Here and below whole numbers are kept to 32 bits explicitly: numba widens them to 64, and the loop runs at half speed.
+    """
+    largest = np.uint32(0)
     for i in range(raw.size):
-        u = np.uint32(raw[i]) << np.uint32(16)
+        u = np.uint32(np.uint32(raw[i]) << np.uint32(16))
         out[i] = u
-        bad |= np.uint32((u & np.uint32(0x7F800000)) == np.uint32(0x7F800000))
-    return bad == 0
+        largest = max(largest, np.uint32(u & np.uint32(0x7FFFFFFF)))
+    return largest < np.uint32(0x7F800000)
 
 
 @loop
-def decode_bfloat16_rows(raw, bits, values, subtract):
-    """Decode rows of bfloat16 (k, n) uint16 into values (k, n), whose bits are `bits`; subtract the first from the others."""
-    bad = np.uint32(0)
+def decode_bfloat16_rows(raw, values, subtract):
+    """Decode rows of bfloat16 (k, n) uint16 into values (k, n) float32; subtract the first from the others.
+
+    Tells whether all are finite before they are subtracted.
+    """
+    largest = np.uint32(0)
     for start in range(0, raw.shape[1], PART):
         first = values[0, start : start + PART]
         for k in range(raw.shape[0]):
-            r, o, v = raw[k, start : start + PART], bits[k, start : start + PART], values[k, start : start + PART]
-            for i in range(r.size):
-                u = np.uint32(r[i]) << np.uint32(16)
-                o[i] = u
-                bad |= np.uint32((u & np.uint32(0x7F800000)) == np.uint32(0x7F800000))
+            r, v = raw[k, start : start + PART], values[k, start : start + PART]
             if subtract and k > 0:
                 for i in range(r.size):
-                    v[i] -= first[i]
-    return bad == 0
+                    u = np.uint32(np.uint32(r[i]) << np.uint32(16))
+                    v[i] = u.view(np.float32) - first[i]
+                    largest = max(largest, np.uint32(u & np.uint32(0x7FFFFFFF)))
+            else:
+                for i in range(r.size):
+                    u = np.uint32(np.uint32(r[i]) << np.uint32(16))
+                    v[i] = u.view(np.float32)
+                    largest = max(largest, np.uint32(u & np.uint32(0x7FFFFFFF)))
+    return largest < np.uint32(0x7F800000)
 
 
 @loop
 def encode_bfloat16(bits, out):
     """Round float32 bits (n,) uint32 to the nearest bfloat16, ties to even; tell whether all are finite."""
-    bad = np.uint32(0)
+    largest = np.uint32(0)
     for i in range(bits.size):
         u = bits[i]
-        r = (u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        if (u & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
-            r = (u >> np.uint32(16)) | np.uint32(0x40)  # NaN stays NaN
+        high = np.uint32(u >> np.uint32(16))
+        r = np.uint32(np.uint32(u + np.uint32(0x7FFF) + np.uint32(high & np.uint32(1))) >> np.uint32(16))
+        if np.uint32(u & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
+            r = np.uint32(high | np.uint32(0x40))  # NaN stays NaN
         out[i] = np.uint16(r)
-        bad |= np.uint32((r & np.uint32(0x7F80)) == np.uint32(0x7F80))
-    return bad == 0
+        largest = max(largest, np.uint32(r & np.uint32(0x7FFF)))
+    return largest < np.uint32(0x7F80)
 
 
 @loop
@@ -305,7 +294,7 @@ def pair_sums(first, second, first_bits, second_bits):
                 s4[j] += x * y
                 top[j] = d if d > top[j] else top[j]
         for k, s in enumerate((s0, s1, s2, s3, s4)):
-            out[block, k] = _fold_lanes(s)
+            out[block, k] = fold_lanes(s)
     return out, np.array([differing, equal, finite, wrong_first, wrong_second]), top.max()
 
 
@@ -330,12 +319,12 @@ def extent(vector):
                 x = a[row * LANES + j]
                 s[j] += x * x
                 top[j] = x if x > top[j] else top[j]
-        out[block, 0] = _fold_lanes(s)
+        out[block, 0] = fold_lanes(s)
     return out, np.array([zeros, wrong]), top.max()
 
 
 @loop
-def _fold_lanes(lanes):
+def fold_lanes(lanes):
     half = LANES // 2
     while half >= 1:
         for j in range(half):

@@ -80,17 +80,25 @@ def fused_sum(vectors, factors):
 def weighted_mean(vectors, factors, whole):
     count, size = vectors.shape
     out = np.empty(size, vectors.dtype)
-    total, equal = np.empty(PART, vectors.dtype), np.empty(PART, np.bool_)
+    zero, one = np.zeros(1, vectors.dtype)[0], np.ones(1, vectors.dtype)[0]
+    total, differing = np.empty(PART, vectors.dtype), np.empty(PART, vectors.dtype)
     for start in range(0, size, PART):
         first, o = vectors[0, start : start + PART], out[start : start + PART]
-        total[:], equal[:] = 0, True
-        for t in range(count):
-            v, factor = vectors[t, start : start + PART], np.float64(factors[t])
-            for i in range(o.size):
-                total[i] = np.float64(total[i]) + np.float64(v[i]) * factor
-                equal[i] &= v[i] == first[i]
         for i in range(o.size):
-            o[i] = first[i] if equal[i] else total[i] / whole
+            total[i] = np.float64(zero) + np.float64(first[i]) * np.float64(factors[0])
+            differing[i] = zero
+        for t in range(1, count):
+            v, factor = vectors[t, start : start + PART], np.float64(factors[t])
+            if factor == 1:  # the same bits, twice as fast
+                for i in range(o.size):
+                    total[i] += v[i]
+            else:
+                for i in range(o.size):
+                    total[i] = np.float64(total[i]) + np.float64(v[i]) * factor
+            for i in range(o.size):
+                differing[i] += one if v[i] != first[i] else zero
+        for i in range(o.size):
+            o[i] = total[i] / whole if differing[i] > zero else first[i]
     return out
 
 

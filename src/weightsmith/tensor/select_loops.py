@@ -74,6 +74,50 @@ def count_inside(vector, value, top):
 
 
 @loop
+def count_bins(bits, first, likeliest, last, shift, seen, counts, least, most):
+    """Count magnitudes (n,) uint32, by their bits, from `first` to `last`; see `engine.bins`.
+
+    Added to `seen` (4,) is how many are equal to first, likeliest and last, and how many lie above last. Others in between
+    are counted in bins of 2**shift patterns: counts, least and most (bins,) are how many each holds, its least pattern and
+    its largest. First, likeliest and last may be one.
+    """
+    mask = np.uint32(0x7FFFFFFF)
+    second, between = np.uint32(first + np.uint32(1)), np.uint32(max(last, first + np.uint32(1)) - first - np.uint32(1))
+    flags, groups = np.zeros(PART, np.uint8), np.empty(PART // 8, np.uint32)
+    words = flags.view(np.uint64)
+    for start in range(0, bits.size, PART):
+        b = bits[start : start + PART]
+        low, middle, high, larger = np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0)
+        flags[:] = 0
+        for i in range(b.size):
+            magnitude = np.uint32(b[i] & mask)
+            low = np.uint32(low + np.uint32(magnitude == first))
+            middle = np.uint32(middle + np.uint32(magnitude == likeliest))
+            high = np.uint32(high + np.uint32(magnitude == last))
+            larger = np.uint32(larger + np.uint32(magnitude > last))
+        for i in range(b.size):
+            magnitude = np.uint32(b[i] & mask)
+            flags[i] = np.uint8((np.uint32(magnitude - second) < between) & (magnitude != likeliest))
+        seen[0] += low
+        seen[1] += middle
+        seen[2] += high
+        seen[3] += larger
+        used = np.uint64(0)
+        for g in range(words.size):
+            groups[used] = np.uint32(g)
+            used += np.uint64(words[g] != np.uint64(0))
+        for q in range(used):
+            place = np.uint64(8) * np.uint64(groups[q])
+            for i in range(place, place + np.uint64(8)):  # flags beyond the end are 0
+                if flags[i]:
+                    pattern = np.uint32(b[i] & mask)
+                    bin = np.uint32(np.uint32(pattern - first) >> shift)
+                    counts[bin] += 1
+                    least[bin] = min(least[bin], pattern)
+                    most[bin] = max(most[bin], pattern)
+
+
+@loop
 def nth_equal(vector, value, nth):
     """Return the index of the nth magnitude that is equal to value, counted from 1."""
     for i in range(vector.size):
