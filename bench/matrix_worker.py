@@ -33,7 +33,7 @@ def solve(work: str, problems: Sequence[Problem], side_by_side: bool) -> list[An
 
     One after the other, the library's plain call, all threads in BLAS; or side by side as the engine does, one thread each.
     """
-    from weightsmith.plan import find_method
+    from weightsmith.plan.headers import find_method
 
     method = find_method(work)
     if not side_by_side:

@@ -27,7 +27,7 @@ from oracle import (
 Formula = Callable[[Floats, Sequence[Floats]], Expected]
 
 CLOSE = 1e-5  # a float32 result nearer than this to a bound, relative to it, may lie on either side
-DIVERGENCE_NOISE = 2e-7  # of a divergence formed in float32 from numbers near 1
+DIVERGENCE_NOISE = 1e-16  # of a divergence formed here in float64 from numbers near 1
 
 
 def _moved(base: Floats, models: Sequence[Floats], step: Doubles, left: Bools | None = None) -> Expected:
@@ -295,9 +295,8 @@ def _near(values: Floats, count: int) -> Bools:
 def arcee_fusion(base: Floats, model: Floats, length: int) -> Expected:
     """Entries of the other model that matter more than most.
 
-    The divergence of two rows that are almost the same is the small rest of a sum of large terms, of which float32
-    keeps few digits: an importance near the bound is left open, as far as DIVERGENCE_NOISE may move it and a fifth
-    of the bound, which moves too.
+    The divergence of two rows that are almost the same is the small rest of a sum of large terms: what float64 loses of it
+    here is left open, and importances within CLOSE of the bound, since they are ranked in float32.
     """
     rows = [wide(array).reshape(-1, length) for array in (model, base)]
     powers = [np.exp(array - array.max(1, keepdims=True)) for array in rows]
@@ -308,7 +307,7 @@ def arcee_fusion(base: Floats, model: Floats, length: int) -> Expected:
     places = [int(share * (score.size - 1)) for share in (0.25, 0.5, 0.75)]
     low, middle, high = np.partition(score, places)[places]
     bound = middle + 1.5 * (high - low)
-    left = np.abs(score - bound) <= 0.2 * bound + DIVERGENCE_NOISE * change
+    left = np.abs(score - bound) <= CLOSE * bound + DIVERGENCE_NOISE * change
     return expectation(np.where(score >= bound, wide(model), wide(base)), [base, model], left)
 
 

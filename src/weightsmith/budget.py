@@ -54,7 +54,7 @@ class Demand:
         ranks: k-th values searched at once per input; 0 for none.
         ranked: Size of the largest tensor that is ranked by itself; 0 for none.
         row: Longest row that must be held whole, in elements; 0 for none.
-        factor_bytes: Low-rank factors of the largest adapted tensor, as float32.
+        factor_bytes: Low-rank factors of the largest adapted tensor, of all inputs together, as float32.
         matrix_bytes: What one thread holds for the largest tensor that is taken as a whole matrix; 0 for none.
         token_bytes: The tables of tokens, where vocabularies are brought together.
         on_device: Whether tiles are computed on a CUDA device.

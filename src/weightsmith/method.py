@@ -34,7 +34,7 @@ import numpy as np
 
 from weightsmith.arguments import Parameter, Reals, check_all
 from weightsmith.errors import ArgumentError, MismatchError, NonFiniteError
-from weightsmith.matrices import Matrices, as_matrix
+from weightsmith.matrices import Given, Matrices, Need, as_matrix
 from weightsmith.tensor.arrays import Array, cast, is_torch, namespace
 from weightsmith.tensor.coding import to_odd
 from weightsmith.tensor.select import Kth, kth_largest, kth_magnitude, trim
@@ -68,7 +68,8 @@ class KthMajority:
 class KthLargest:
     """Asks for the k-th largest of derived values, sign and all; answered by a list of Kth with V vectors.
 
-    `ranks` as for KthMagnitude: 1 asks for the maximum, `size` for the minimum. `of(base, others, tile)` gets a tile, for
+    `ranks` as for KthMagnitude: 1 asks for the maximum, `size` for the minimum; with `nonzero` it is given, in place of the
+    number of entries, how many of the one vector's values are not 0. `of(base, others, tile)` gets a tile, for
     methods of reach "row" of whole rows, and returns values (V, n), float32 or float64, one per element of the tile.
     -0 counts as 0; values must not be NaN. Among equals the earlier comes first, see `tensor.select.is_above`; where
     `located` is False only values are asked for, and the cuts in the answer mean nothing.
@@ -77,6 +78,7 @@ class KthLargest:
     ranks: Callable[[int], Sequence[int]]
     of: Callable[[Array, Array, Tile], Array]
     located: bool = True
+    nonzero: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,8 @@ class Method:
         most: Most models beside the base; None for any number.
         reach: "elementwise", "row" or "matrix".
         vectors: With reach "matrix": what computes tensors of less than two axes, element by element.
-        matrices: With reach "matrix": how many matrices of the tensor's size, in float64, it holds beside its inputs; a number,
-            or a function of (rows, columns, models).
+        matrices: With reach "matrix": a function that tells what it needs, or how many matrices of the tensor's size, in
+            float64, it holds beside its inputs where it loads each model's once.
     """
 
     function: Callable[..., Array]
@@ -147,7 +149,7 @@ class Method:
     most: int | None
     reach: str = "elementwise"
     vectors: Callable[..., Array] | None = None
-    matrices: float | Callable[[int, int, int], float] = 0
+    matrices: float | Callable[[Given], Need] = 0
 
     @property
     def name(self) -> str:
@@ -216,13 +218,9 @@ class Method:
         """Tell whether a tensor of this shape is given whole, as a matrix."""
         return self.reach == "matrix" and len(shape) > 1
 
-    def workspace_bytes(self, shape: Sequence[int], models: int) -> int:
-        """Return what the function holds beside its inputs for a tensor taken as a matrix; 0 for others."""
-        if not self.takes_matrix(shape):
-            return 0
-        rows, columns = as_matrix(shape)
-        count = self.matrices(rows, columns, models) if callable(self.matrices) else self.matrices
-        return round(8 * count * rows * columns)
+    def need(self, given: Given) -> Need:
+        """Return what the function makes of a tensor's matrices."""
+        return self.matrices(given) if callable(self.matrices) else Need(self.matrices, (1,) * len(given.ranks))
 
     def statistics(self, parameters: Mapping[str, Any]) -> Statistics | None:
         """Return a fresh generator of reductions; None where these parameters need none."""
@@ -230,21 +228,23 @@ class Method:
             return None
         return self.prepare(**{n: parameters[n] for n in self.prepared_by})
 
-    def check(self, given: Mapping[str, Any], models: int) -> dict[str, Any]:
-        """Return all parameters, checked; raise ArgumentError for a bad one or a wrong number of models."""
+    def check(self, given: Mapping[str, Any], models: int, spelled: Callable[[str], str] = str) -> dict[str, Any]:
+        """Return all parameters, checked; raise ArgumentError for a bad one or a wrong number of models.
+
+        `spelled` is what messages call a parameter.
+        """
         caller = f"merge {self.name}"
         if models < self.least or (self.most is not None and models > self.most):
             most = "or more" if self.most is None else f"to {self.most}" if self.most != self.least else ""
             wanted = f"{self.least} {most}".strip() + (" models beside the base" if self.has_base else " models")
             raise ArgumentError(f"{caller}: number of models", expected=wanted, got=str(models))
-        checked = check_all(self.parameters, given, caller)
+        checked = check_all(self.parameters, given, caller, spelled)
         for name, parameter in self.parameters.items():
             if isinstance(parameter.kind, Reals) and checked[name] is not None and len(checked[name]) != models:
-                raise ArgumentError(
-                    f"{caller}: {name}", expected=f"{models}, one per model", got=str(len(checked[name]))
-                )
+                got = str(len(checked[name]))
+                raise ArgumentError(f"{caller}: {spelled(name)}", expected=f"{models}, one per model", got=got)
         if "task" in checked and checked["task"] > models:
-            raise ArgumentError(f"{caller}: task", expected=f"1 to {models}", got=str(checked["task"]))
+            raise ArgumentError(f"{caller}: {spelled('task')}", expected=f"1 to {models}", got=str(checked["task"]))
         return checked
 
     def __call__(self, *tensors: Any, tile: Tile | None = None, **parameters: Any) -> Array:
@@ -325,7 +325,9 @@ def reduce_in_memory(statistics: Statistics | None, base: Array, others: Array, 
             (kth,) = kth_magnitude(others, [asked.rank(others.shape[1] // units)], units)
             return kth, majority(trim(others, kth))
         if isinstance(asked, KthLargest):
-            return kth_largest(asked.of(base, others, tile), asked.ranks(others.shape[1] // units), units)
+            values = asked.of(base, others, tile)
+            size = int((values != 0).sum()) if asked.nonzero else others.shape[1] // units
+            return kth_largest(values, asked.ranks(size), units)
         return exact_sums([asked.of(base, others, tile)])
 
     return answer_all(statistics, answer)
@@ -344,7 +346,7 @@ def method(
     most: int | None = None,
     reach: str = "elementwise",
     vectors: Callable[..., Array] | None = None,
-    matrices: float | Callable[[int, int, int], float] = 0,
+    matrices: float | Callable[[Given], Need] = 0,
 ) -> Callable[[Callable[..., Array]], Method]:
     """Declare a method: see the attributes of `Method`."""
 
@@ -379,12 +381,14 @@ def _restore(result: Array, first: Array) -> Array:
 
 
 __all__ = [
+    "Given",
     "Kth",
     "KthLargest",
     "KthMagnitude",
     "KthMajority",
     "Matrices",
     "Method",
+    "Need",
     "Reduction",
     "Statistics",
     "Sums",

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from weightsmith.checkpoint.masks import Bytes, read_mask, where_masked
+from weightsmith.checkpoint.read import Files
 from weightsmith.checkpoint.write import Output, Shard
 from weightsmith.engine.reductions import is_reduced_first, reduce, reduce_each
 from weightsmith.engine.stream import Piece, Stream, Work, Worker
+from weightsmith.engine.whole import input_bytes
 from weightsmith.plan import Plan
 from weightsmith.tensor.coding import stored_bytes
 
@@ -62,6 +65,8 @@ def produce(
                 values = worker.compute(tile, statistics, position + tile.start)
                 stop = place + values.size * width
                 worker.store(tile.work, tile.start, values, buffer[place:stop])
+                if tile.work.is_masked:
+                    buffer[place:stop] = keep_outside(worker.files, tile.work, tile.start, tile.stop, buffer[place:stop])
                 place = stop
         return chunk, buffer
 
@@ -71,6 +76,15 @@ def produce(
             if len(buffer) == held:
                 buffers.append(buffer)
             report(chunk.input_bytes)
+
+
+def keep_outside(files: Files, work: Work, start: int, stop: int, merged: Bytes) -> Bytes:
+    """Return the merged bytes of elements start .. stop, with the first input's stored ones where a mask is not set."""
+    if not work.is_masked:
+        return merged
+    kept = np.empty((stop - start) * stored_bytes(work.dtype), np.uint8)
+    files.entry_into(work.inputs[0], start * stored_bytes(work.dtype), kept.data)
+    return where_masked(read_mask(files, work.mask, start, stop), merged.view(np.uint8), kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +109,8 @@ def _chunks(shards: Sequence[Shard], works: Mapping[str, Work], chunk_bytes: int
                 held.append(piece)
                 nbytes += size
                 elements = piece.stop - piece.start
-                merged = piece.work.parameters is not None
-                read += elements * sum(stored_bytes(e.dtype) for e in piece.work.inputs) if merged else elements
+                merged = piece.work.parameters is not None  # of a copied one, elements are bytes
+                read += elements * input_bytes(stream.job.chosen, piece.work) // piece.work.size if merged else elements
         if held:
             yield _Chunk(index, nbytes, read, tuple(held))
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import weightsmith
-from weightsmith import plan as planning
 from weightsmith.merge import METHODS
 from weightsmith.merge.ties import ties
 from weightsmith.method import Tile
 from weightsmith.plan import Options
+from weightsmith.plan import forecast as planning
 from weightsmith.tensor.arrays import BLOCK
 
 BY_NAME = {m.name: m for m in METHODS}

@@ -1,5 +1,6 @@
 """Arcee Fusion."""
 
+import decimal
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from weightsmith.merge.arcee_fusion import arcee_fusion
 from weightsmith.tensor.arrays import Plain
-from weightsmith.tensor.importance import row_importance
+from weightsmith.tensor.importance import row_divergence, row_importance
 
 
 def softmax(row):
@@ -59,12 +60,46 @@ def test_rows_of_one_entry_are_taken_over_whole():
     assert np.array_equal(arcee_fusion(base, [model]), model)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("precision", "width"),
+    [("float32", 0.02), ("float32", 1.0), ("float32", 40.0), ("bfloat16", 1.0), ("float16", 1.0)],
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("length", [1, 3, 64, 1000])
-def test_the_loops_have_the_bits_of_the_eager_form(precision, dtype, length):
+def test_the_loops_have_the_bits_of_the_eager_form(precision, dtype, length, width):
     base, change = np.random.default_rng(length).standard_normal((2, 7 * length)).astype(dtype)
-    other = base + change * dtype(0.01)
-    found = row_importance(base, other, length, precision)
-    assert np.array_equal(found, np.asarray(row_importance(base.view(Plain), other.view(Plain), length, precision)))
-    assert np.array_equal(found, row_importance(torch.from_numpy(base), torch.from_numpy(other), length, precision))
+    base *= dtype(width)
+    other = base + change * dtype(0.008)  # rows near each other, and others
+    found = row_divergence(base, other, length, precision)
+    plain = row_divergence(base.view(Plain), other.view(Plain), length, precision)
+    theirs = row_divergence(torch.from_numpy(base), torch.from_numpy(other), length, precision)
+    assert found.dtype == dtype
+    assert np.array_equal(found, np.asarray(plain))
+    assert np.array_equal(found, theirs)
+    scores = row_importance(base, other, found, length, precision)
+    assert np.array_equal(
+        scores, np.asarray(row_importance(base.view(Plain), other.view(Plain), found, length, precision))
+    )
+
+
+def exact_divergence(base, other):
+    """The divergence of two rows, from 50 digits."""
+    with decimal.localcontext(prec=50):
+        rows = [[decimal.Decimal(float(v)).exp() for v in row] for row in (other, base)]
+        p, q = ([v / sum(row) + decimal.Decimal("1e-8") for v in row] for row in rows)
+        return float(sum(u * (u / v).ln() for u, v in zip(p, q, strict=True)))
+
+
+@pytest.mark.parametrize("change", [1e-6, 1e-4, 0.02, 0.5])
+@pytest.mark.parametrize("width", [0.02, 3.0])
+def test_small_divergences_are_not_noise(change, width):
+    rng = np.random.default_rng(4)
+    base = (rng.standard_normal(100) * width).astype(np.float32)
+    other = base + (rng.uniform(-1, 1, 100) * change).astype(np.float32)
+    found = row_divergence(base.astype(float), other.astype(float), 100, "float32")
+    assert found[0] == pytest.approx(exact_divergence(base, other), rel=1e-8)
+
+
+def test_rows_that_differ_by_a_constant_do_not_diverge():
+    base = np.random.default_rng(5).standard_normal((1, 64))
+    assert row_divergence(base[0], base[0] + 0.01, 64, "float32")[0] < 1e-30

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 from weightsmith.errors import ArgumentError
 from weightsmith.merge.emr import emr
+from weightsmith.tensor.arrays import Plain
+from weightsmith.tensor.unified import masked, masked_sums
 
 
 def slow_unified(taus):
@@ -83,3 +86,15 @@ def test_the_published_counterexample():
 def test_no_such_task():
     with pytest.raises(ArgumentError, match="merge emr: task"):
         emr(np.zeros(2), [np.ones(2)], task=2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [0, 1, 1023, 5000])
+def test_the_loops_have_the_bits_of_the_eager_form(dtype, size):
+    rng = np.random.default_rng(8)
+    vectors = (rng.standard_normal((3, size)) * (rng.random((3, size)) < 0.7)).round(1).astype(dtype)
+    for call in (masked, masked_sums):
+        for task in range(3):
+            found = call(vectors, task)
+            assert np.array_equal(found, np.asarray(call(vectors.view(Plain), task)))
+            assert np.array_equal(found, np.asarray(call(torch.from_numpy(vectors), task)))

@@ -5,6 +5,8 @@ import pytest
 
 from weightsmith.merge.nuslerp import nuslerp
 from weightsmith.merge.nuslerp_columns import nuslerp_columns
+from weightsmith.method import Tile
+from weightsmith.tensor.rounding import rounded
 
 
 def test_by_hand():
@@ -25,3 +27,13 @@ def test_against_one_column_at_a_time(shape):
 def test_a_tensor_of_one_axis_is_one_vector():
     models = list(np.random.default_rng(2).standard_normal((2, 50)))
     assert np.array_equal(nuslerp_columns(models), nuslerp(models))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_columns_are_the_rows_of_turned_matrices(precision):
+    rng = np.random.default_rng(4)
+    pair = [rounded(m.astype(np.float32), precision) for m in rng.standard_normal((2, 90, 150))]
+    tile = Tile(precision=precision)
+    found = nuslerp_columns(pair, coefficients=(0.7, 0.4), tile=tile)
+    turned = nuslerp([m.T.copy() for m in pair], coefficients=(0.7, 0.4), scope="row", tile=tile)
+    assert np.array_equal(found, turned.T)

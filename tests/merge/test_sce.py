@@ -8,9 +8,9 @@ import torch
 
 from weightsmith.merge.sce import sce
 from weightsmith.method import Tile
-from weightsmith.tensor.arrays import Plain
+from weightsmith.tensor.arrays import Plain, like
 from weightsmith.tensor.select import kth_largest
-from weightsmith.tensor.variance import count_varying, energies, keep_varying, variances
+from weightsmith.tensor.variance import energies, keep_varying, merge_shares, variances
 
 
 def slow(base, taus, share, floor=False):
@@ -89,12 +89,15 @@ def test_the_loops_have_the_bits_of_the_eager_forms(precision, dtype, size):
     vectors[:, ::5], vectors[:, 1::5], vectors[1, 1::5] = 0, 0.125, 0.25
     forms = [vectors, vectors.view(Plain), torch.from_numpy(vectors)]
     ranks = [size // 2, size // 10, 0, size]
-    calls = [
-        lambda v, k=k, s=s: keep_varying(v, k, s, precision) for k in kth(vectors, ranks, precision) for s in (0, 7)
-    ]
-    for call in (*calls, lambda v: variances(v, precision), lambda v: energies(v, precision)):
+    base, shares = vectors[0] * 3, [0.5, 0.2, 0.3]
+    calls = [lambda v: variances(v, precision)]
+    for bound in (None, *kth(vectors, ranks, precision)):
+        for start in (0, 7):
+            calls.append(lambda v, k=bound, s=start: keep_varying(v, k, s, precision))
+            calls.append(lambda v, k=bound, s=start: energies(v, k, s, precision))
+            calls.append(lambda v, k=bound, s=start: merge_shares(like(base, v), v, k, s, shares, 1e-6, precision))
+    for call in calls:
         assert len({np.asarray(call(form)).tobytes() for form in forms}) == 1
-    assert len({count_varying(form, precision) for form in forms}) == 1
 
 
 def kth(vectors, ranks, precision):

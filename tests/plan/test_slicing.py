@@ -232,7 +232,7 @@ def test_patterns_of_schedules_that_match_nothing_are_told(models):
     own = Schedule((Rule("*.mpl.*", (0.5,)), Rule("*", (1.0,))))
     recipe = Recipe("task_arithmetic", (a,), base, ({"coefficient": own},), parameters={"lambda_": own})
     message = refused(recipe, MismatchError)
-    assert "lambda: pattern '*.mpl.*' matches no tensor" in message
+    assert "lambda_: pattern '*.mpl.*' matches no tensor" in message
     assert "coefficient: pattern '*.mpl.*' matches no tensor" in message
 
 

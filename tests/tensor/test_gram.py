@@ -59,3 +59,14 @@ def test_picking_has_the_same_bits_in_every_form(dtype):
         assert agreeing.tobytes() == where_signs_agree(vectors[0], vectors[1]).tobytes()
     expected = np.where(np.sign(vectors[0]) == np.sign(vectors[1]), vectors[1], 0)
     assert np.array_equal(where_signs_agree(vectors[0], vectors[1]), expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("size", [1, 255, 256, 1280, 4096, 4097, 9001])
+def test_products_of_any_number_of_vectors_have_the_bits_of_the_eager_form(count, size):
+    vectors = np.random.default_rng(size).standard_normal((count, size)).astype(np.float32)
+    found = gram(vectors)
+    assert np.array_equal(found, gram(vectors.view(Plain)))
+    assert np.array_equal(found, gram(torch.from_numpy(vectors)))
+    wide = vectors.astype(np.float64)
+    np.testing.assert_allclose(symmetric(found.sum(0)), wide @ wide.T, rtol=1e-12, atol=1e-10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, TypeAlias
 
 from weightsmith.arguments import Choice, Coefficients, Number, Proportion, Seed, Whole
-from weightsmith.method import Matrices, Tile, method
+from weightsmith.method import Given, Matrices, Need, Tile, method
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.select import random_key
 from weightsmith.tensor.spectral import ALGORITHMS, Factors, add_matrix, task_factors
@@ -22,12 +22,16 @@ def add_vectors(
     return add_scaled(base, weighted_sum(task_vectors, coefficients), lambda_)
 
 
-def held(rows: int, columns: int, models: int) -> float:
-    """Return how many matrices it takes: six, and five of the size of the smaller side's Gram matrix."""
-    return 6 + 5 * min(rows, columns) / max(rows, columns)
+def need(given: Given) -> Need:
+    """Return what it holds, as measured, and reads."""
+    if given.factored is not None:
+        return Need(1.5 + 4 * given.thin, given.whole(), factors=1)
+    largest = min(given.rows, given.columns)
+    rank = min(given.parameters["rank"] or largest, largest)
+    return Need(1.7 + 5.6 * given.short + 2.9 * rank / largest, given.whole(), factors=1)
 
 
-@method(reach="matrix", vectors=add_vectors, matrices=held)
+@method(reach="matrix", vectors=add_vectors, matrices=need)
 def delta_svd(
     base: Array,
     task_vectors: Matrices,

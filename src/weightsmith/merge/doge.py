@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from weightsmith.arguments import Choice, Count, NonNegative, Number, Ordinal, Proportion
-from weightsmith.method import Kth, KthMagnitude, Matrices, Statistics, Tile, method
+from weightsmith.method import Given, Kth, KthMagnitude, Matrices, Need, Statistics, Tile, method
 from weightsmith.tensor.arrays import Array, cast, like, namespace
 from weightsmith.tensor.select import is_among_largest
 from weightsmith.tensor.spectral import Adam, add_matrix, joined, leading, side_by_side, task_factors
@@ -69,12 +69,17 @@ def correction(stack: Array, factors: Array, shared: Array, steps: int, rate: fl
     return delta
 
 
+def need(given: Given) -> Need:
+    """Return what it holds, as measured, and reads: to stack, to decompose, and to add."""
+    return Need(2 + len(given.ranks) / 2 + 6.6 * given.short, tuple(2 + whole for whole in given.whole()), factors=1)
+
+
 @method(
     prepare=prepare,
     scope="parameter",
     reach="matrix",
     vectors=keep_base,
-    matrices=lambda rows, columns, models: 10 + models / 2,
+    matrices=need,
 )
 def doge(
     base: Array,

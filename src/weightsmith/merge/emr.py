@@ -7,11 +7,8 @@ from typing import Annotated
 from weightsmith.arguments import Choice, Count
 from weightsmith.method import Statistics, Sums, Tile, method
 from weightsmith.tensor.arrays import Array
-from weightsmith.tensor.pick import where_signs_agree
-from weightsmith.tensor.sign import merge_agreeing
-from weightsmith.tensor.vector import absolute_sum, add_scaled, columns
-
-LEVEL_VOTE = -1  # the sign of a sum of zero, as in the authors' code
+from weightsmith.tensor.unified import masked, masked_sums, unified
+from weightsmith.tensor.vector import add_scaled
 
 
 def _prepare(*, task: int) -> Statistics | None:
@@ -22,15 +19,10 @@ def _factor(task: int) -> Statistics:
     """Ask for the two sums of one task, and return its factor."""
 
     def sums(base: Array, task_vectors: Array, tile: Tile) -> Array:
-        own = task_vectors[task - 1]
-        return columns(absolute_sum(own), absolute_sum(where_signs_agree(own, _unified(task_vectors))))
+        return masked_sums(task_vectors, task - 1)
 
-    wanted, masked = yield Sums(sums)
-    return float(wanted / masked) if masked > 0 else 0.0
-
-
-def _unified(task_vectors: Array) -> Array:
-    return merge_agreeing(task_vectors, "max", LEVEL_VOTE)
+    wanted, left = yield Sums(sums)
+    return float(wanted / left) if left > 0 else 0.0
 
 
 @method(prepare=_prepare, scope="parameter")
@@ -77,7 +69,6 @@ def emr(
         >>> emr(np.zeros(3), taus, task=2).round(4).tolist()
         [2.3333, 1.5556, 3.1111]
     """
-    unified = _unified(task_vectors)
     if task == 0:
-        return add_scaled(base, unified, 1.0)
-    return add_scaled(base, where_signs_agree(task_vectors[task - 1], unified), tile.statistics)
+        return add_scaled(base, unified(task_vectors), 1.0)
+    return add_scaled(base, masked(task_vectors, task - 1), tile.statistics)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from weightsmith.arguments import Number
-from weightsmith.method import Matrices, Tile, method
+from weightsmith.method import Given, Matrices, Need, Tile, method
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.spectral import add_matrix, add_mean, polar, sum_factors, total
 
 
-def held(rows: int, columns: int, models: int) -> float:
-    """Return how many matrices it takes: four, and three of the size of the smaller side's Gram matrix."""
-    return 4 + 3 * min(rows, columns) / max(rows, columns)
+def need(given: Given) -> Need:
+    """Return what it holds, as measured, and reads."""
+    if given.factored is None:
+        return Need(1 + 5.5 * given.short, (1,) * len(given.ranks), factors=1)
+    return Need(1.6 + 4 * given.thin, (0,) * len(given.ranks), factors=1)
 
 
-@method(reach="matrix", vectors=add_mean, matrices=held)
+@method(reach="matrix", vectors=add_mean, matrices=need)
 def iso_c(base: Array, task_vectors: Matrices, *, lambda_: Number = 1.0, tile: Tile) -> Array:
     """Add the sum of the task vectors with all its singular values made equal.
 

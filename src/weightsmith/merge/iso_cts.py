@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from weightsmith.arguments import Number, Real
-from weightsmith.method import Matrices, Tile, method
+from weightsmith.method import Given, Matrices, Need, Tile, method
 from weightsmith.tensor.arrays import Array, namespace
 from weightsmith.tensor.spectral import NULL, Factors, add_matrix, add_mean, joined, leading, polar, split, total, wide
 
@@ -33,12 +33,14 @@ def specific(task_vector: Array, shared: Array, others: Array, rank: int) -> Fac
     return Factors(found.left * kept, found.values * kept, found.right * kept[:, None])
 
 
-def held(rows: int, columns: int, models: int) -> float:
-    """Return how many matrices it takes: five, and six of the size of the smaller side's Gram matrix."""
-    return 5 + 6 * min(rows, columns) / max(rows, columns)
+def need(given: Given) -> Need:
+    """Return what it holds, as measured, and reads: for the sum, and then for each task's own directions."""
+    count = len(given.ranks)
+    each = split_rank(min(given.rows, given.columns), count, given.parameters["common"])
+    return Need((5.5 if given.rows > given.columns else 3.5) + 7.5 * given.short, (1 + (each > 0),) * count)
 
 
-@method(reach="matrix", vectors=add_mean, matrices=held)
+@method(reach="matrix", vectors=add_mean, matrices=need)
 def iso_cts(
     base: Array,
     task_vectors: Matrices,

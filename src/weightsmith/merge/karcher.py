@@ -15,10 +15,8 @@ from weightsmith.errors import ArgumentError
 from weightsmith.method import Statistics, Sums, Tile, method
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.gram import Host, cosines, norms, symmetric
-from weightsmith.tensor.sphere import Walk, mean_direction, start_walk
-from weightsmith.tensor.vector import add_scaled, gram, weighted_sum
-
-SAME = 1e-14  # a sum of factors nearer to 1 than this is 1
+from weightsmith.tensor.sphere import Walk, from_first, mean_direction, start_walk
+from weightsmith.tensor.vector import gram
 
 
 def _prepare(*, coefficients: tuple[float, ...] | None, max_iter: int, tol: float) -> Statistics:
@@ -129,8 +127,4 @@ def karcher(
     """
     if isinstance(tile.statistics, Walk):
         return tile.statistics.result(finetuned)
-    factors = tile.statistics
-    first, excess = finetuned[0], float(factors.sum()) - 1
-    parts = finetuned - first
-    parts[0] = first
-    return add_scaled(first, weighted_sum(parts, [0.0 if abs(excess) < SAME else excess, *factors[1:]]), 1.0)
+    return from_first(finetuned, tile.statistics)

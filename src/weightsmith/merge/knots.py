@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from weightsmith.arguments import Choice, NonNegative, Number, Proportion
-from weightsmith.method import Matrices, Tile, method
+from weightsmith.method import Given, Matrices, Need, Tile, method
 from weightsmith.tensor.arrays import Array, namespace
 from weightsmith.tensor.select import Kth, kth_magnitude, trim
 from weightsmith.tensor.spectral import add_matrix, add_mean, common_basis, common_basis_of_products, wide
@@ -49,13 +49,25 @@ def merge_blocks(block: Callable[[int], Array], count: int, density: float) -> A
     return (merged / xp.clip(agreeing, 1, None)).reshape(shape)
 
 
-def held(rows: int, columns: int, models: int) -> float:
-    """Return how many matrices it takes: eight, and four of the size of the joint Gram matrix."""
-    side = min(rows, models * columns)
-    return 8 + (models if side < rows else 0) + 4 * side * side / (rows * columns)
+def need(given: Given) -> Need:
+    """Return what it holds, as measured, and reads: for the joint Gram matrix, and for the blocks."""
+    rows, columns, count = given.rows, given.columns, len(given.ranks)
+    plain = given.parameters["merge"] == "sum"
+    if given.factored is not None:  # factors, their QR and the blocks; then the product
+        kept = min(rows, given.factored) * (count + 10) * columns
+        return Need(
+            1.5 + (given.factored * (6 * rows + 3 * columns) + kept) / (rows * columns), (0,) * count, factors=1
+        )
+    side = min(rows, count * columns)
+    if side == rows:  # the first block is asked for once more, for its shape
+        loads = [2] * count if plain else [3 + (t == 0) for t in range(count)]
+    else:
+        loads = [t + 2 + (t == 0) for t in range(count)]
+    square = side * side / (rows * columns)
+    return Need(max(6.5 * square, (3.5 if plain else 8.5) * side / rows + 2.8 * square), tuple(loads), factors=1)
 
 
-@method(reach="matrix", vectors=add_mean, matrices=held)
+@method(reach="matrix", vectors=add_mean, matrices=need)
 def knots(
     base: Array,
     task_vectors: Matrices,

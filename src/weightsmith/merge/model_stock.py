@@ -10,9 +10,9 @@ import numpy as np
 from weightsmith.arguments import Choice, Flag
 from weightsmith.method import Statistics, Sums, Tile, method
 from weightsmith.tensor.arrays import Array, like, namespace
-from weightsmith.tensor.gram import Host, norms, row_gram, symmetric
+from weightsmith.tensor.gram import Host, add_sum, norms, row_gram, symmetric
 from weightsmith.tensor.rounding import rounded
-from weightsmith.tensor.vector import add_scaled, gram, weighted_sum
+from weightsmith.tensor.vector import gram
 
 SINGULAR = 1e-6  # a denominator below it counts as 0
 TINY = float(np.finfo(np.float64).tiny)  # so that a length of 0 has cosine 0
@@ -114,14 +114,13 @@ def model_stock(
         >>> model_stock(np.zeros(2), taus).round(4).tolist()
         [0.6, 0.3]
     """
-    rows = (-1, tile.row_length if scope == "row" else base.shape[0])
     if scope == "row":
         products = _products(task_vectors, tile.precision, lambda vectors: row_gram(vectors, tile.row_length))
         share = like(_shares(products, clamp, tile.precision), base)
     else:
         share = like(tile.statistics, base)
     if tile.precision != "float32":
+        rows = (len(share), -1)
         vectors = task_vectors.reshape(-1, *base.reshape(rows).shape)
         return _step_by_step(base.reshape(rows), vectors, share, tile.precision).reshape(-1)
-    steps = weighted_sum(task_vectors).reshape(rows) * (share / len(task_vectors))
-    return add_scaled(base, steps.reshape(-1), 1.0)
+    return add_sum(base, task_vectors, share.reshape(-1) / len(task_vectors))

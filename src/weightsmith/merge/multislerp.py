@@ -13,8 +13,8 @@ from weightsmith.errors import ArgumentError
 from weightsmith.method import Statistics, Sums, Tile, method
 from weightsmith.tensor.arrays import Array, blocked_sum, cast
 from weightsmith.tensor.gram import Host, norms, symmetric
-from weightsmith.tensor.mean import from_first
 from weightsmith.tensor.rounding import rounded
+from weightsmith.tensor.sphere import from_first
 from weightsmith.tensor.tangent import Tangent
 from weightsmith.tensor.vector import columns, gram
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from weightsmith.arguments import Coefficients, Flag, NonNegative
 from weightsmith.merge.multislerp import merged, prepare
 from weightsmith.method import Tile, method
-from weightsmith.tensor.arrays import Array, namespace
-from weightsmith.tensor.rounding import rounded
+from weightsmith.tensor.arrays import Array
+from weightsmith.tensor.sphere import add_step
 
 
 @method(prepare=prepare, scope="tensor")
@@ -53,4 +53,4 @@ def multislerp_base(
         [2.4142, 2.4142]
     """
     step = merged(task_vectors, tile.statistics)
-    return namespace(base).where(step == 0, base, rounded(base + step, tile.precision))
+    return add_step(base, step, tile.precision)

@@ -11,6 +11,7 @@ from weightsmith.method import Statistics, Sums, Tile, method
 from weightsmith.tensor.arrays import Array, like, namespace
 from weightsmith.tensor.gram import Host, row_gram
 from weightsmith.tensor.rounding import rounded
+from weightsmith.tensor.sphere import interpolate
 from weightsmith.tensor.vector import gram
 
 SCOPES = ("tensor", "row")
@@ -20,37 +21,62 @@ LEAST_SUM = 1e-6
 SAME = 1e-14  # a sum of factors nearer to 1 than this is 1
 
 
-def prepare(*, scope: str) -> Statistics:
-    """Ask for the inner products of the two tensors, (1, 3)."""
+def prepare(*, coefficients: tuple[float, ...] | None, scope: str) -> Statistics:
+    """Ask for the inner products of the two tensors; return the factors that follow, see `factors`."""
     if scope == "row":  # given whole, so that their inner products need no pass of their own
         return None
-    found = yield Sums(lambda base, vectors, tile: gram(rounded(vectors, tile.precision)))
-    return found[None]
+    seen: set[str] = set()  # the precision, which only tiles tell
+
+    def inner(base: Array, vectors: Array, tile: Tile) -> Array:
+        seen.add(tile.precision)
+        return gram(rounded(vectors, tile.precision))
+
+    products = yield Sums(inner)
+    return factors(cosines(products[None], *seen), coefficients, *seen)
 
 
 def interpolated(vectors: Array, coefficients: tuple[float, ...] | None, scope: str, tile: Tile) -> Array:
     """Return the two vectors' interpolation, (2, n) -> (n,), each step rounded to the tile's precision."""
-    first, second = coefficients or (1.0, 1.0)
-    t = 0.5 if abs(first + second) < LEAST_SUM else second / (first + second)
-    vectors = rounded(vectors, tile.precision)
-    products = row_gram(vectors, tile.row_length) if scope == "row" else tile.statistics
-    lengths = np.maximum(_near(np.sqrt(products[:, [0, 2]]), tile.precision), LEAST_LENGTH)
-    cosine = products[:, 1] / lengths[:, 0] / lengths[:, 1]
-    parts = vectors.reshape(2, len(cosine), -1)
-    if scope == "row" and tile.precision != "float32":
-        x, y = rounded(parts / like(lengths.T, vectors)[:, :, None], tile.precision)
-        product = rounded(x * y, tile.precision).reshape(-1)
-        ones = namespace(vectors).ones_like(product)
-        cosine = row_gram(namespace(vectors).stack([product, ones]), tile.row_length)[:, 1]
-    found = _factors(cosine, t, tile.precision)
+    vectors, found = rounded(vectors, tile.precision), tile.statistics
+    if scope == "row":
+        found = factors(_row_cosines(vectors, tile), coefficients, tile.precision)
     if tile.precision == "float32":  # from the first on, so that equal tensors come back bit for bit
-        excess, share = (found[0] + found[1]) / found[2] - 1, found[1] / found[2]
-        excess[np.abs(excess) < SAME] = 0.0
-        more, far = (like(f, vectors)[:, None] for f in (excess, share))
-        return (parts[0] + (parts[0] * more + (parts[1] - parts[0]) * far)).reshape(-1)
+        return interpolate(vectors, *from_first(found))
+    parts = vectors.reshape(2, len(found[0]), -1)
     left, right, divisor = (like(f, vectors)[:, None] for f in found)
     mixed = rounded(parts[0] * left, tile.precision) + rounded(parts[1] * right, tile.precision)
     return rounded(rounded(mixed, tile.precision) / divisor, tile.precision).reshape(-1)
+
+
+def cosines(products: Host, precision: str = "float32") -> Host:
+    """Return the cosines of the angles, (units, 3) -> (units,)."""
+    lengths = _lengths(products, precision)
+    found: Host = products[:, 1] / lengths[:, 0] / lengths[:, 1]
+    return found
+
+
+def _row_cosines(vectors: Array, tile: Tile) -> Host:
+    """Return the cosine of each row's angle, (2, rows * length) -> (rows,)."""
+    products = row_gram(vectors, tile.row_length)
+    if tile.precision == "float32":
+        return cosines(products, tile.precision)
+    lengths = like(_lengths(products, tile.precision).T, vectors)
+    x, y = rounded(vectors.reshape(2, len(products), -1) / lengths[:, :, None], tile.precision)
+    product = rounded(x * y, tile.precision).reshape(-1)
+    ones = namespace(vectors).ones_like(product)
+    return row_gram(namespace(vectors).stack([product, ones]), tile.row_length)[:, 1]
+
+
+def _lengths(products: Host, precision: str) -> Host:
+    """Return both lengths, (units, 3) -> (units, 2)."""
+    return np.maximum(_near(np.sqrt(products[:, [0, 2]]), precision), LEAST_LENGTH)
+
+
+def from_first(found: tuple[Host, Host, Host]) -> tuple[Host, Host]:
+    """Return what left and right are together, less 1, and right; from what `factors` gives."""
+    excess = (found[0] + found[1]) / found[2] - 1
+    excess[np.abs(excess) < SAME] = 0.0
+    return excess, found[1] / found[2]
 
 
 def _near(value: Host, precision: str) -> Host:
@@ -59,8 +85,12 @@ def _near(value: Host, precision: str) -> Host:
     return found
 
 
-def _factors(cosine: Host, t: float, precision: str) -> tuple[Host, Host, Host]:
+def factors(
+    cosine: Host, coefficients: tuple[float, ...] | None, precision: str = "float32"
+) -> tuple[Host, Host, Host]:
     """Return left, right and divisor, of which left * x + right * y is divided by the last; each (units,)."""
+    first, second = coefficients or (1.0, 1.0)
+    t = 0.5 if abs(first + second) < LEAST_SUM else second / (first + second)
     cosine = np.clip(_near(cosine, precision), -1.0, 1.0)
     straight = 1 - _near(cosine * cosine, precision) <= COLINEAR
     omega = _near(np.arccos(np.where(straight, 0.0, cosine)), precision)
@@ -89,7 +119,7 @@ def nuslerp(
         finetuned: Two models' tensors, (2, n).
         coefficients: c_1 and c_2; 1 each by default.
         scope: What is seen as one vector: each tensor, or each row (the last axis).
-        tile: Carries the inner products, and the precision to which each step is rounded.
+        tile: Carries the factors that follow from the inner products, and the precision to which each step is rounded.
 
     Returns:
         (n,), dtype of the inputs.

@@ -7,8 +7,8 @@ from typing import Annotated
 from weightsmith.arguments import Choice, Coefficients
 from weightsmith.merge.nuslerp import SCOPES, interpolated, prepare
 from weightsmith.method import Tile, method
-from weightsmith.tensor.arrays import Array, namespace
-from weightsmith.tensor.rounding import rounded
+from weightsmith.tensor.arrays import Array
+from weightsmith.tensor.sphere import add_step
 
 
 @method(prepare=prepare, scope="parameter", least=2, most=2)
@@ -33,7 +33,7 @@ def nuslerp_base(
         task_vectors: finetuned - base, (2, n).
         coefficients: c_1 and c_2; 1 each by default.
         scope: What is seen as one vector: each tensor, or each row (the last axis).
-        tile: Carries the inner products, and the precision to which each step is rounded.
+        tile: Carries the factors that follow from the inner products, and the precision to which each step is rounded.
 
     Returns:
         (n,), dtype of base; base itself, bit for bit, where the step is 0.
@@ -50,4 +50,4 @@ def nuslerp_base(
         [1.7071, 1.7071]
     """
     step = interpolated(task_vectors, coefficients, scope, tile)
-    return namespace(base).where(step == 0, base, rounded(base + step, tile.precision))
+    return add_step(base, step, tile.precision)

@@ -5,32 +5,47 @@ from __future__ import annotations
 from dataclasses import replace
 
 from weightsmith.arguments import Coefficients
-from weightsmith.merge.nuslerp import interpolated
-from weightsmith.method import Matrices, Statistics, Sums, Tile, method
+from weightsmith.merge.nuslerp import cosines, factors, from_first, interpolated
+from weightsmith.merge.nuslerp import prepare as prepare_whole
+from weightsmith.method import Given, Matrices, Need, Statistics, Tile, method
 from weightsmith.tensor.arrays import Array, namespace
-from weightsmith.tensor.rounding import rounded
-from weightsmith.tensor.vector import gram
+from weightsmith.tensor.gram import column_gram
+from weightsmith.tensor.sphere import interpolate_columns
+
+STRIPE = 64  # columns turned at a time
 
 
-def prepare() -> Statistics:
-    """Ask for the inner products of the two tensors, (1, 3), which those without columns need."""
-    found = yield Sums(lambda base, vectors, tile: gram(rounded(vectors, tile.precision)))
-    return found[None]
+def prepare(*, coefficients: tuple[float, ...] | None) -> Statistics:
+    """Ask for the factors of the two tensors, which those without columns need."""
+    return prepare_whole(coefficients=coefficients, scope="tensor")
+
+
+def need(given: Given) -> Need:
+    """Return what it holds and reads; only tensors without columns need their factors beforehand."""
+    return Need(1, (1,) * len(given.ranks), reduced=False)
 
 
 def by_columns(pair: Matrices, coefficients: tuple[float, ...] | None, tile: Tile) -> Array:
     """Return the interpolation of two matrices (rows, columns), each column seen as one vector."""
     first, second = pair[0], pair[1]
-    rows, columns = first.shape
-    turned = namespace(first).stack([first.T, second.T]).reshape(2, -1)
-    return interpolated(turned, coefficients, "row", replace(tile, shape=(columns, rows))).reshape(columns, rows).T
+    if tile.precision == "float32":
+        return interpolate_columns(
+            first, second, *from_first(factors(cosines(column_gram(first, second)), coefficients))
+        )
+    merged, (rows, columns) = namespace(first).empty_like(first), first.shape
+    for start in range(0, columns, STRIPE):
+        stop = min(start + STRIPE, columns)
+        turned = namespace(first).stack([m[:, start:stop].T for m in (first, second)]).reshape(2, -1)
+        found = interpolated(turned, coefficients, "row", replace(tile, shape=(stop - start, rows)))
+        merged[:, start:stop] = found.reshape(stop - start, rows).T
+    return merged
 
 
 def _vectors(finetuned: Array, *, coefficients: Coefficients = None, tile: Tile) -> Array:
     return interpolated(finetuned, coefficients, "tensor", tile)
 
 
-@method(prepare=prepare, scope="tensor", reach="matrix", vectors=_vectors, matrices=6, least=2, most=2)
+@method(prepare=prepare, scope="tensor", reach="matrix", vectors=_vectors, matrices=need, least=2, most=2)
 def nuslerp_columns(finetuned: Matrices, *, coefficients: Coefficients = None, tile: Tile) -> Array:
     """Interpolate two models along the arcs between their columns, by a weight for each.
 
@@ -49,7 +64,7 @@ def nuslerp_columns(finetuned: Matrices, *, coefficients: Coefficients = None, t
         (rows, columns), dtype of the inputs.
 
     Differs from the paper: weights in place of t. This is what mergekit's nuslerp_row_wise does, which goes along the first axis.
-    Cost: two passes; memory for the largest tensor, six times.
+    Cost: one pass, two for long vectors; memory for the largest tensor, three times.
 
     Command:
         weightsmith merge nuslerp_columns --model A --model B --coefficients 0.7,0.3 --out OUT

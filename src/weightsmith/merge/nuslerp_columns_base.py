@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from weightsmith.arguments import Coefficients
 from weightsmith.merge.nuslerp import interpolated
-from weightsmith.merge.nuslerp_columns import by_columns, prepare
+from weightsmith.merge.nuslerp_columns import by_columns, need, prepare
 from weightsmith.method import Matrices, Tile, method
-from weightsmith.tensor.arrays import Array, namespace
-from weightsmith.tensor.rounding import rounded
+from weightsmith.tensor.arrays import Array
+from weightsmith.tensor.sphere import add_step
 
 
 def _vectors(base: Array, task_vectors: Array, *, coefficients: Coefficients = None, tile: Tile) -> Array:
-    return _added(base, interpolated(task_vectors, coefficients, "tensor", tile), tile)
+    return add_step(base, interpolated(task_vectors, coefficients, "tensor", tile), tile.precision)
 
 
-def _added(base: Array, step: Array, tile: Tile) -> Array:
-    return namespace(base).where(step == 0, base, rounded(base + step, tile.precision))
-
-
-@method(prepare=prepare, scope="tensor", reach="matrix", vectors=_vectors, matrices=6, least=2, most=2)
+@method(prepare=prepare, scope="tensor", reach="matrix", vectors=_vectors, matrices=need, least=2, most=2)
 def nuslerp_columns_base(
     base: Array, task_vectors: Matrices, *, coefficients: Coefficients = None, tile: Tile
 ) -> Array:
@@ -40,7 +36,7 @@ def nuslerp_columns_base(
         (rows, columns), dtype of base; base itself, bit for bit, where the step is 0.
 
     Differs from the paper: this is `nuslerp_columns` on task vectors, mergekit's nuslerp_row_wise where a base is given.
-    Cost: two passes; memory for the largest tensor, six times.
+    Cost: one pass, two for long vectors; memory for the largest tensor, four times.
 
     Command:
         weightsmith merge nuslerp_columns_base --base B --model A1 --model A2 --out OUT
@@ -51,4 +47,5 @@ def nuslerp_columns_base(
         >>> nuslerp_columns_base(np.ones((2, 2)), taus).round(4).tolist()
         [[1.7071, 3.0], [1.7071, 1.0]]
     """
-    return _added(base, by_columns(task_vectors, coefficients, tile), tile)
+    step = by_columns(task_vectors, coefficients, tile)
+    return add_step(base.reshape(-1), step.reshape(-1), tile.precision)

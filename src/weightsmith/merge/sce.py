@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from weightsmith.arguments import Flag, Proportion
 from weightsmith.method import KthLargest, Statistics, Sums, Tile, method
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.rounding import rounded_number
-from weightsmith.tensor.variance import count_varying, energies, keep_varying, merge_shares, variances
-from weightsmith.tensor.vector import integer_block
+from weightsmith.tensor.variance import energies, merge_shares, variances
 
 FLOOR = 1e-6
 
@@ -19,27 +17,16 @@ def _prepare(*, select_topk: float) -> Statistics:
     kth = None
     if select_topk < 1:
 
-        def varying(base: Array, task_vectors: Array, tile: Tile) -> Array:
-            return integer_block(count_varying(task_vectors, tile.precision))[None]
-
         def spread(base: Array, task_vectors: Array, tile: Tile) -> Array:
             return variances(task_vectors, tile.precision)[None]
 
-        (count,) = yield Sums(varying)
-        (kth,) = yield KthLargest(lambda size: [int(int(count) * select_topk)], spread)
+        (kth,) = yield KthLargest(lambda varying: [int(varying * select_topk)], spread, nonzero=True)
 
     def energy(base: Array, task_vectors: Array, tile: Tile) -> Array:
-        return energies(_selected(task_vectors, kth, tile), tile.precision)
+        return energies(task_vectors, kth, tile.position, tile.precision)
 
     sums = yield Sums(energy)
     return kth, sums
-
-
-def _selected(task_vectors: Array, kth: Any, tile: Tile) -> Array:
-    """Return the task vectors with all but the entries of largest variance zeroed."""
-    if kth is None:
-        return task_vectors
-    return keep_varying(task_vectors, kth, tile.position, tile.precision)
 
 
 @method(prepare=_prepare, scope="tensor")
@@ -70,7 +57,7 @@ def sce(
         (n,), dtype of base.
 
     Differs from the paper: the division by the weights that agree is mergekit's. Among equals the earlier entry is kept.
-    Cost: two passes over T + 1 models, mostly four with a selection; memory for 65,536 counters and a tile.
+    Cost: two passes over T + 1 models, mostly three with a selection; memory for 65,536 counters and a tile.
 
     Command:
         weightsmith merge sce --base B --model A1 --model A2 --select-topk 0.5 --out OUT
@@ -86,4 +73,5 @@ def sce(
     total = rounded_number(sum(means), tile.precision) if tile.precision != "float32" else sum(means)
     equal = total == 0 or (peer_floor and total < FLOOR)
     shares = [1 / len(means) if equal else x / total for x in means]
-    return merge_shares(base, _selected(task_vectors, kth, tile), shares, FLOOR if peer_floor else 0.0, tile.precision)
+    least = FLOOR if peer_floor else 0.0
+    return merge_shares(base, task_vectors, kth, tile.position, shares, least, tile.precision)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Annotated
 
 from weightsmith.arguments import Choice, Number, Seed
-from weightsmith.method import Matrices, Tile, method
+from weightsmith.method import Given, Matrices, Need, Tile, method
 from weightsmith.tensor.arrays import Array, cast
 from weightsmith.tensor.select import random_key
 from weightsmith.tensor.spectral import ALGORITHMS, add_matrix, add_mean, joined, polar, task_factors
 
 
-def held(rows: int, columns: int, models: int) -> float:
-    """Return how many matrices it takes: five, and four of the size of the smaller side's Gram matrix."""
-    return 5 + 4 * min(rows, columns) / max(rows, columns)
+def need(given: Given) -> Need:
+    """Return what it holds, as measured, and reads."""
+    held = 1.5 + 7.3 * given.short if given.factored is None else 0.6 + 4 * given.thin
+    return Need(held, given.whole(), factors=1)
 
 
-@method(reach="matrix", vectors=add_mean, matrices=held)
+@method(reach="matrix", vectors=add_mean, matrices=need)
 def tsv_m(
     base: Array,
     task_vectors: Matrices,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from weightsmith.arguments import Choice, Count, NonNegative, Number
-from weightsmith.method import Matrices, Tile, method
+from weightsmith.method import Given, Matrices, Need, Tile, method
 from weightsmith.tensor.arrays import Array, cast, namespace
 from weightsmith.tensor.spectral import Adam, add_matrix, add_mean, eigen, inverted, wide
 
@@ -14,12 +14,15 @@ NULL = 1e-5  # directions of the inputs weaker than this, relative to the strong
 EPSILON = 1e-8  # gradients this much smaller than the right side count as none
 
 
-def held(rows: int, columns: int, models: int) -> float:
-    """Return how many matrices it takes: eight, and four of the size of C."""
-    return 8 + 4 * columns / rows
+def need(given: Given) -> Need:
+    """Return what it holds, as measured, and reads; C is a square of the columns."""
+    square, count = given.columns / given.rows, len(given.ranks)
+    if given.parameters["solver"] == "closed":
+        return Need(max(7.5, 4 + 6.5 * square), (1,) * count)
+    return Need(max(10 + square, 5.5 + 3.2 * square), (1,) * count)
 
 
-@method(reach="matrix", vectors=add_mean, matrices=held)
+@method(reach="matrix", vectors=add_mean, matrices=need)
 def wudi(
     base: Array,
     task_vectors: Matrices,

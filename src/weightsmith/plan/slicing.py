@@ -70,8 +70,10 @@ class Part:
         return name if place is None or start == self.starts[0] else renumbered(name, place + start)
 
 
-def find_parts(recipe: Recipe, method: Method, inputs: Sequence[Checkpoint | None]) -> tuple[list[Part], list[str]]:
-    """Return the parts of the output, without slices that have faults, and the faults of the slices.
+def find_parts(
+    recipe: Recipe, method: Method, inputs: Sequence[Checkpoint | None]
+) -> tuple[list[Part], list[tuple[int, str]]]:
+    """Return the parts of the output, without slices that have faults, and the faults, each with the number of its slice.
 
     Args:
         recipe: What was asked.
@@ -84,7 +86,7 @@ def find_parts(recipe: Recipe, method: Method, inputs: Sequence[Checkpoint | Non
         everything = tuple(range(len(inputs)))
         return [Part("", everything, settings, recipe.parameters, (0,) * len(inputs), count)], []
     opened = dict(zip(recipe.references, inputs, strict=True))
-    faults = [fault for c in opened.values() if c for fault in _stack_faults(c)]
+    faults = [(0, fault) for c in opened.values() if c for fault in _stack_faults(c)]
     sound = []
     for place, part in enumerate(recipe.slices, 1):
         wrong = part.faults(recipe.base) + _range_faults(part, opened)
@@ -92,7 +94,7 @@ def find_parts(recipe: Recipe, method: Method, inputs: Sequence[Checkpoint | Non
             wrong.append("the base is missing; name it beside the slice's sources or in the recipe")
         if not method.has_base and part.base is not None:
             wrong.append(f"{method.name} takes no base")
-        faults += [f"slice {place}: {fault}" for fault in wrong]
+        faults += [(place, f"slice {place}: {fault}") for fault in wrong]
         sound.append(not wrong)
     return [part for part, is_sound in zip(_parts(recipe, method), sound, strict=True) if is_sound], faults
 

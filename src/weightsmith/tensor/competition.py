@@ -13,8 +13,13 @@ import numpy as np
 from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import Array, cast, is_compiled, like, namespace
 
-# exp(y) for y in [-1, 0]: exp(-1/2) times the Taylor series about -1/2, highest power first; off by 1e-12 at most.
-EXPONENTIAL = tuple(math.exp(-0.5) / math.factorial(k) for k in range(11, -1, -1))
+# exp(y) for y in [-1, 0]: squared so often, exp(y / 8), by its Taylor series about -1/16, highest power first; off by 1e-13.
+SQUARINGS = 3
+MIDDLE = 0.5 / 2**SQUARINGS
+EXPONENTIAL = tuple(math.exp(-MIDDLE) / math.factorial(k) for k in range(7, -1, -1))
+# tanh(z) = z * P(z^2), highest power first; off by 1e-13 at most for |z| < SMALL, as the products of task vectors mostly are.
+SMALL = 1 / 32
+SERIES = (-17 / 315, 2 / 15, -1 / 3, 1.0)
 # tanh(z) = z * P(z^2) / Q(z^2) from its continued fraction, highest power first; off by 3e-12 at most for |z| < 1.
 ABOVE, BELOW = (1.0, 378.0, 17325.0, 135135.0), (28.0, 3150.0, 62370.0, 135135.0)
 LARGEST = 20.0  # from here on tanh is 1
@@ -53,10 +58,9 @@ def competition(vectors: Array, low: Array, high: Array, normalized: bool) -> Ar
 
 def _exponential(y: Array, power: int) -> Array:
     """Return exp(y) ^ power for y in [-1, 0]."""
-    z = y + 0.5
-    value = z * 0.0 + EXPONENTIAL[0]
-    for coefficient in EXPONENTIAL[1:]:
-        value = value * z + coefficient
+    value = _horner(EXPONENTIAL, y / 2.0**SQUARINGS + MIDDLE)
+    for _ in range(SQUARINGS):
+        value = value * value
     result = value
     for _ in range(power - 1):
         result = result * value
@@ -65,10 +69,19 @@ def _exponential(y: Array, power: int) -> Array:
 
 def _tanh(z: Array) -> Array:
     xp = namespace(z)
+    small = xp.clip(z, -SMALL, SMALL)
     slow = _ratio(xp.clip(z, -LARGEST, LARGEST) / 2.0**HALVINGS)
     for _ in range(HALVINGS):
         slow = 2.0 * slow / (1.0 + slow * slow)
-    return xp.where(xp.abs(z) < 1.0, _ratio(xp.clip(z, -1.0, 1.0)), slow)
+    slow = xp.where(xp.abs(z) < 1.0, _ratio(xp.clip(z, -1.0, 1.0)), slow)
+    return xp.where(xp.abs(z) < SMALL, small * _horner(SERIES, small * small), slow)
+
+
+def _horner(coefficients: tuple[float, ...], x: Array) -> Array:
+    value = x * coefficients[0] + coefficients[1]
+    for coefficient in coefficients[2:]:
+        value = value * x + coefficient
+    return value
 
 
 def _ratio(z: Array) -> Array:

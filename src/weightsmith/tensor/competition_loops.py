@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from weightsmith.tensor.competition import ABOVE, BELOW, EXPONENTIAL, HALVINGS, LARGEST, SMALLEST_SUM
+from weightsmith.tensor.competition import (
+    ABOVE,
+    BELOW,
+    EXPONENTIAL,
+    HALVINGS,
+    LARGEST,
+    MIDDLE,
+    SERIES,
+    SMALL,
+    SMALLEST_SUM,
+    SQUARINGS,
+)
 from weightsmith.tensor.loops import PART, loop
 
 HALF = 2.0**HALVINGS
+EIGHTH = 1 / 2.0**SQUARINGS
 
 
 @loop
@@ -38,8 +50,8 @@ def competition(vectors, low, high, rates, normalized):
             large = 0
             for i in range(v.size):
                 z = np.float64(v[i]) * total[i]
-                large += int(not (abs(z) < 1.0))
-                o[i] = power[i] * _ratio(z)
+                large += int(not (abs(z) < SMALL))
+                o[i] = power[i] * _small(z)
             if large > 0:
                 _saturate(v, total, power, o)
     return out
@@ -47,25 +59,38 @@ def competition(vectors, low, high, rates, normalized):
 
 @loop
 def _scaled(value, low, high, rate):
-    return (min(max(abs(np.float64(value)), low), high) - low) * rate
+    size = abs(np.float64(value))
+    size = low if size < low else size
+    return ((high if size > high else size) - low) * rate
 
 
 @loop
 def _exponential(y):
-    z, c = y + 0.5, EXPONENTIAL
+    z, c = y * EIGHTH + MIDDLE, EXPONENTIAL
     value = (((c[0] * z + c[1]) * z + c[2]) * z + c[3]) * z + c[4]
-    value = (((value * z + c[5]) * z + c[6]) * z + c[7]) * z + c[8]
-    return ((value * z + c[9]) * z + c[10]) * z + c[11]
+    value = ((value * z + c[5]) * z + c[6]) * z + c[7]
+    for _ in range(SQUARINGS):
+        value = value * value
+    return value
+
+
+@loop
+def _small(z):
+    square = z * z
+    return z * (((SERIES[0] * square + SERIES[1]) * square + SERIES[2]) * square + SERIES[3])
 
 
 @loop
 def _saturate(v, total, power, out):
     for i in range(v.size):
         z = np.float64(v[i]) * total[i]
-        if not (abs(z) < 1.0):
-            slow = _ratio(min(max(z, -LARGEST), LARGEST) / HALF)
-            for _ in range(HALVINGS):
-                slow = 2.0 * slow / (1.0 + slow * slow)
+        if not (abs(z) < SMALL):
+            if abs(z) < 1.0:
+                slow = _ratio(z)
+            else:
+                slow = _ratio(min(max(z, -LARGEST), LARGEST) / HALF)
+                for _ in range(HALVINGS):
+                    slow = 2.0 * slow / (1.0 + slow * slow)
             out[i] = power[i] * slow
 
 

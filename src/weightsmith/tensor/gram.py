@@ -1,4 +1,4 @@
-"""What follows from inner products alone: lengths, angles, and inner products row by row."""
+"""What follows from inner products: lengths, angles, and steps as long as these say; and inner products row by row."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import LANES, Array, cast, is_compiled, is_torch, namespace
+from weightsmith.tensor.vector import weighted_sum
 
 Host = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -41,7 +42,7 @@ def row_gram(vectors: Array, length: int) -> Host:
     Columns as in `vector.gram`. Entry i of a row is added to lane i % LANES, in order; the lanes by halving.
     """
     if is_compiled(vectors):
-        found: Host = compiled.row_gram(vectors, length)
+        found: Host = compiled.gram(vectors, length)
         return found
     xp = namespace(vectors)
     count, rows = vectors.shape[0], vectors.shape[1] // length
@@ -62,3 +63,32 @@ def row_gram(vectors: Array, length: int) -> Host:
                 lanes = lanes[:, :half] + lanes[:, half:]
             products.append(lanes[:, 0])
     return np.stack([np.asarray(p.cpu() if is_torch(p) else p) for p in products], axis=1)
+
+
+def column_gram(first: Array, second: Array) -> Host:
+    """Return the three inner products of each column of two matrices: (rows, columns) each -> (columns, 3), float64.
+
+    In the order of `row_gram` on the matrices turned.
+    """
+    if is_compiled(first, second):
+        found: Host = compiled.column_gram(first, second)
+        return found
+    turned = namespace(first).stack([first.T, second.T]).reshape(2, -1)
+    return row_gram(turned, first.shape[0])
+
+
+def add_sum(base: Array, vectors: Array, factors: Array) -> Array:
+    """Return base + factor * sum_t v_t; base itself, bit for bit (-0 too), where the product is 0.
+
+    Args:
+        base: (n,), cut into as many runs of equal length as there are factors.
+        vectors: (T, n), added left to right.
+        factors: (units,), dtype of base.
+
+    Returns:
+        (n,), dtype of base.
+    """
+    if is_compiled(base, vectors, factors):
+        return compiled.add_sum(base, vectors, factors)
+    step = (weighted_sum(vectors).reshape(len(factors), -1) * factors[:, None]).reshape(-1)
+    return namespace(base).where(step == 0, base, base + step)

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 
 from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import Array, cast, is_compiled, like, namespace
-from weightsmith.tensor.vector import add_scaled, weighted_sum
-
-SAME = 1e-14  # a sum of factors nearer to 1 than this is 1
 
 
 def fused_sum(vectors: Array, coefficients: Sequence[float]) -> Array:
@@ -41,11 +38,3 @@ def weighted_mean(vectors: Array, coefficients: Sequence[float]) -> Array:
         return compiled.weighted_mean(vectors, factors, whole[0])
     first = vectors[0]
     return namespace(vectors).where((vectors == first).all(0), first, fused_sum(vectors, coefficients) / whole)
-
-
-def from_first(vectors: Array, factors: Sequence[float]) -> Array:
-    """Return sum_t f_t * v_t, formed from the differences to the first: equal vectors come back bit for bit where f adds to 1."""
-    first, excess = vectors[0], sum(float(f) for f in factors) - 1
-    parts = vectors - first
-    parts[0] = first
-    return add_scaled(first, weighted_sum(parts, [0.0 if abs(excess) < SAME else excess, *factors[1:]]), 1.0)

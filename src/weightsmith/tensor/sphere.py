@@ -1,4 +1,4 @@
-"""Means of directions: the Karcher mean on the sphere, from inner products alone, or step by step with rounding."""
+"""Points on the sphere between vectors: from their inner products alone, or step by step with rounding."""
 
 from __future__ import annotations
 
@@ -8,12 +8,60 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from weightsmith.tensor.arrays import Array, blocked_sum, cast, like
+from weightsmith.tensor import compiled
+from weightsmith.tensor.arrays import Array, blocked_sum, cast, is_compiled, like, namespace
 from weightsmith.tensor.gram import Host
 from weightsmith.tensor.rounding import rounded, rounded_number
-from weightsmith.tensor.vector import columns
+from weightsmith.tensor.vector import add_scaled, columns, weighted_sum
 
 ALIGNED = 1e-7  # below this sine of an angle the direction of its arc is lost in rounding
+SAME = 1e-14  # a sum of factors nearer to 1 than this is 1
+SUM, MEAN, TANGENT, RESULT = range(4)  # what the loops are asked for
+
+
+def interpolate(vectors: Array, excess: Host, far: Host) -> Array:
+    """Return x + (excess * x + far * (y - x)), so that equal vectors come back bit for bit where the excess is 0.
+
+    Args:
+        vectors: x and y, (2, n), cut into as many runs of equal length as there are factors.
+        excess: What left and right factor are together, less 1: (units,).
+        far: The right factor, (units,).
+
+    Returns:
+        (n,), dtype of vectors.
+    """
+    more, right = like(excess, vectors), like(far, vectors)
+    if is_compiled(vectors):
+        return compiled.interpolate(vectors, more, right)
+    x, y = vectors.reshape(2, len(excess), -1)
+    return (x + (x * more[:, None] + (y - x) * right[:, None])).reshape(-1)
+
+
+def interpolate_columns(first: Array, second: Array, excess: Host, far: Host) -> Array:
+    """Return what `interpolate` does, for matrices (rows, columns) with a factor for each column, (columns,)."""
+    more, right = like(excess, first), like(far, first)
+    if is_compiled(first, second):
+        return compiled.interpolate_columns(first, second, more, right)
+    return first + (first * more + (second - first) * right)
+
+
+def add_step(base: Array, step: Array, precision: str) -> Array:
+    """Return base + step, rounded; base itself, bit for bit (-0 too), where the step is 0. Both (n,)."""
+    if precision == "float32":
+        return add_scaled(base, step, 1.0)
+    return namespace(base).where(step == 0, base, rounded(base + step, precision))
+
+
+def from_first(vectors: Array, factors: Sequence[float]) -> Array:
+    """Return sum_t f_t * v_t, formed from the differences to the first: equal vectors come back bit for bit where f adds to 1."""
+    excess = sum(float(f) for f in factors) - 1
+    scales = [0.0 if abs(excess) < SAME else excess, *factors[1:]]
+    if is_compiled(vectors):
+        return compiled.from_first(vectors, like(scales, vectors))
+    first = vectors[0]
+    parts = vectors - first
+    parts[0] = first
+    return add_scaled(first, weighted_sum(parts, scales), 1.0)
 
 
 def mean_direction(cosine: Host, weights: Host, max_iter: int, tol: float) -> Host:
@@ -103,26 +151,55 @@ class Walk:
 
     def sum(self, vectors: Array) -> Array:
         """Return the weighted sum of the unit vectors, (T, n) -> (n,)."""
+        if self._is_compiled(vectors):
+            return compiled.walk(vectors, *self._numbers(), *self._end(), SUM)
         return self._sum(self._units(vectors))
 
     def mean(self, vectors: Array) -> Array:
         """Return the mean direction, (n,)."""
+        if self._is_compiled(vectors):
+            return compiled.walk(vectors, *self._numbers(), *self._end(), MEAN)
         return self._mean(self._units(vectors))
 
     def products(self, vectors: Array) -> Array:
         """Return sums, in blocks, for the inner products of the mean with each unit vector."""
+        if self._is_compiled(vectors):
+            return compiled.walk_products(vectors, *self._numbers())
         units = self._units(vectors)
         mean = self._mean(units)
         return columns(*(blocked_sum(cast(mean * unit, "float64")) for unit in units))  # products are exact
 
     def tangent(self, vectors: Array, arc: Arc) -> Array:
         """Return the next step, (n,)."""
+        if self._is_compiled(vectors):
+            return compiled.walk(vectors, *self._numbers(), *self._end(arc), TANGENT)
         units = self._units(vectors)
         return self._tangent(units, self._mean(units), arc)
 
     def result(self, vectors: Array) -> Array:
         """Return the mean at the mean length, (n,)."""
-        return self._step(self._factor(self.scale, vectors) * self.mean(vectors)) if self.used else vectors[0] * 0
+        if not self.used:
+            return vectors[0] * 0
+        if self._is_compiled(vectors):
+            return compiled.walk(vectors, *self._numbers(), *self._end(), RESULT)
+        return self._step(self._factor(self.scale, vectors) * self.mean(vectors))
+
+    def _is_compiled(self, vectors: Array) -> bool:
+        return self.precision == "bfloat16" and is_compiled(vectors) and vectors.dtype == np.float32
+
+    def _numbers(self) -> tuple[Array, ...]:
+        """Return what the loops know a walk by; see `sphere_loops.walk`."""
+        lengths, share = self.lengths.astype(np.float32), self.share.astype(np.float32)
+        arcs = np.array([self._row(arc) for arc in self.arcs], np.float32).reshape(-1, 2 * len(self.used) + 4)
+        return np.array(self.used), lengths, share, np.float32(self.length), arcs
+
+    def _end(self, last: Arc | None = None) -> tuple[Array, Array]:
+        row = np.zeros(0, np.float32) if last is None else np.array(self._row(last), np.float32)
+        return row, np.float32(rounded_number(self.scale, self.precision))
+
+    def _row(self, arc: Arc) -> list[float]:
+        turns = [rounded_number(f(arc.size), self.precision) for f in (math.cos, math.sin)]
+        return [*arc.along, *arc.pull, *turns, arc.size, arc.length]
 
     def _units(self, vectors: Array) -> list[Array]:
         pairs = zip(self.used, self.lengths, strict=True)

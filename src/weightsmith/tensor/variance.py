@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import Array, cast, is_compiled, like, namespace
@@ -20,53 +21,58 @@ def variances(vectors: Array, precision: str) -> Array:
     if precision != "float16" and is_compiled(vectors):
         return compiled.variances(vectors, code(precision))
     wide = [cast(rounded(v, precision), "float64") for v in vectors]
-    mean = sum_left(wide) / len(wide)
-    spread = sum_left([(v - mean) * (v - mean) for v in wide]) / len(wide)
+    share = 1 / len(wide)
+    mean = sum_left(wide) * share
+    spread = sum_left([(v - mean) * (v - mean) for v in wide]) * share
     return rounded(cast(spread, str(vectors.dtype).rpartition(".")[2]), precision)
 
 
-def count_varying(vectors: Array, precision: str) -> int:
-    """Return how many entries have a variance other than 0, (T, n)."""
-    if precision != "float16" and is_compiled(vectors):
-        return int(compiled.count_varying(vectors, code(precision)))
-    return int((variances(vectors, precision) != 0).sum())
-
-
-def keep_varying(vectors: Array, kth: Kth, start: int, precision: str) -> Array:
+def keep_varying(vectors: Array, kth: Kth | None, start: int, precision: str) -> Array:
     """Keep the entries whose variance is among the k largest; zero the rest.
 
     Args:
         vectors: (T, n), from index `start` on.
-        kth: The k-th largest variance.
+        kth: The k-th largest variance; None keeps all.
 
     Returns:
-        (T, n), a new array.
+        (T, n).
     """
-    if precision != "float16" and is_compiled(vectors):
-        bound, cut = like(kth.value[0, 0], vectors)[()], kth.cut[0, 0] - start
-        return compiled.keep_varying(vectors, bound, cut, code(precision))
+    if kth is None:
+        return vectors
     chosen = is_above(variances(vectors, precision)[None], kth, start)
     return namespace(vectors).where(chosen, vectors, vectors * 0)
 
 
-def energies(vectors: Array, precision: str) -> Array:
-    """Return the sums of squares in blocks, each square rounded: (T, n) -> (ceil(n / BLOCK), T), float64."""
+def energies(vectors: Array, kth: Kth | None, start: int, precision: str) -> Array:
+    """Return the sums of squares of what `keep_varying` keeps, in blocks, each square rounded.
+
+    (T, n) -> (ceil(n / BLOCK), T), float64.
+    """
     if precision != "float16" and is_compiled(vectors):
-        return compiled.energies(vectors, code(precision))
-    parts = (rounded(v, precision) for v in vectors)
+        return compiled.energies(vectors, *_bound(vectors, kth, start), code(precision))
+    parts = (rounded(v, precision) for v in keep_varying(vectors, kth, start, precision))
     return columns(*(absolute_sum(rounded(v * v, precision)) for v in parts))
 
 
-def merge_shares(base: Array, vectors: Array, shares: Sequence[float], least: float, precision: str) -> Array:
+def _bound(vectors: Array, kth: Kth | None, start: int) -> tuple[Any, int]:
+    """Return how the loops know which entries are kept: a variance, None to keep all, and before where it is enough."""
+    return (None, 0) if kth is None else (like(kth.value[0, 0], vectors)[()], int(kth.cut[0, 0]) - start)
+
+
+def merge_shares(
+    base: Array, vectors: Array, kth: Kth | None, start: int, shares: Sequence[float], least: float, precision: str
+) -> Array:
     """Return base plus the mean, by their shares, of the vectors that agree with the sign of the plain sum.
 
-    With s = 1 where sum_t v_t >= 0, else -1, and A = {t : sign(v_t) = s}, entry by entry and each step rounded:
+    With v what `keep_varying` keeps, s = 1 where sum_t v_t >= 0, else -1, and A = {t : sign(v_t) = s}, entry by entry
+    and each step rounded:
 
         base + (sum over A of w_t v_t) / max(sum over A of w_t, least)        (base where A is empty)
 
     Args:
         base: (n,).
-        vectors: (T, n).
+        vectors: (T, n), from index `start` on.
+        kth: The k-th largest variance; None keeps all.
         shares: w_t, T numbers, not negative.
         least: Smallest divisor; 0 divides by the sum whatever it is.
 
@@ -75,9 +81,9 @@ def merge_shares(base: Array, vectors: Array, shares: Sequence[float], least: fl
     """
     weights, bound = rounded(like(list(shares), base), precision), rounded(like([least], base), precision)[0]
     if precision != "float16" and is_compiled(base, vectors):
-        return compiled.merge_shares(base, vectors, weights, bound, code(precision))
+        return compiled.merge_shares(base, vectors, *_bound(vectors, kth, start), weights, bound, code(precision))
     xp = namespace(base)
-    parts = [rounded(v, precision) for v in vectors]
+    parts = [rounded(v, precision) for v in keep_varying(vectors, kth, start, precision)]
     elected = xp.where(rounded(sum_left(parts), precision) >= 0, 1.0, -1.0)
     agreeing = [v * elected > 0 for v in parts]
     merged = sum_left([rounded(v * weights[t], precision) * agreeing[t] for t, v in enumerate(parts)])

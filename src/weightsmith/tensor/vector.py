@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from weightsmith.tensor import compiled
-from weightsmith.tensor.arrays import Array, blocked_sum, cast, is_compiled, like, namespace
+from weightsmith.tensor.arrays import BLOCK, Array, blocked_sum, cast, is_compiled, like, namespace
 
 
 def task_vectors(base: Array, finetuned: Array) -> Array:
@@ -58,7 +58,7 @@ def gram(vectors: Array) -> Array:
     as `blocked_sum` does; add the blocks with math.fsum.
     """
     if is_compiled(vectors):
-        return compiled.gram(vectors)
+        return compiled.gram(vectors, BLOCK)
     wide = [cast(v, "float64") for v in vectors]
     return columns(*(blocked_sum(wide[s] * wide[t]) for s in range(len(wide)) for t in range(s, len(wide))))
 
@@ -73,11 +73,6 @@ def absolute_sum(vector: Array) -> Array:
 def columns(*parts: Array) -> Array:
     """Return block sums side by side, as a reduction hands them to the engine: k times (b,) -> (b, k)."""
     return np.stack([np.asarray(p if isinstance(p, np.ndarray) else p.cpu()) for p in parts], axis=1)
-
-
-def integer_block(value: int) -> Array:
-    """Return a whole number as one block sum, (1,), float64; exact below 2**53."""
-    return np.array([value], np.float64)
 
 
 def pair_sums(first: Array, second: Array) -> tuple[Array, Array, float]:
