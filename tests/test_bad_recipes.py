@@ -14,6 +14,9 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+import weightsmith
+from weightsmith.errors import WeightsmithError
+
 REFUSED = 3
 WRONG_USE = 2
 DONE = 0
@@ -104,7 +107,7 @@ CASES = [
     ("layers backwards", "method: passthrough\n" + SLICES % (2, "3, 1"), WRONG_USE, ["slice 2", "0 <= first < end"]),
     ("a gradient of no number", TIES + "  lambda: [{layers: []}]\n", WRONG_USE, ["lambda", "at least one number"]),
     ("a gradient of words", TIES + "  lambda: [{layers: [0, much]}]\n", WRONG_USE, ["lambda", "'much'"]),
-    ("a gradient out of bounds", TIES + "  density: [{layers: [0.5, 1.5]}]\n", REFUSED, ["density", "(0, 1]", "1.5"]),
+    ("a gradient out of bounds", TIES + "  density: [{layers: [0.5, 1.5]}]\n", WRONG_USE, ["density", "(0, 1]", "1.5"]),
     (
         "a gradient of words, peer",
         PEERS + "parameters: {weight: [0, much]}\n",
@@ -192,6 +195,161 @@ CASES = [
         ["'t5' 6 and 5", "pattern 'x*' matches no tensor", "drop pattern 'y*'"],
     ),
 ]
+
+MISSING = "model '%s' does not exist"
+
+# Name, recipe, every fault in its order by how it begins: a stage never keeps the next from speaking, and none invents.
+STAGES = [
+    (
+        "text, models, parameters and patterns",
+        "method: ties\nbase: base\nmodels:\n  - one\n  - gone\nparameters:\n  density: 2\n  lambda:\n"
+        "    - {match: '*.mpl.*', value: 0.5}\n    - 1\n  scope: tensr\ncopyy: [x]\n",
+        [
+            "line 12: recipe: unknown key 'copyy'; did you mean 'copy'",
+            f"line 5: {MISSING % 'gone'}",
+            "line 7: merge ties: density; expected a number in (0, 1]; got 2",
+            "line 11: merge ties: scope; expected one of model, tensor; got 'tensr'",
+            "line 9: lambda: pattern '*.mpl.*' matches no tensor of the models that can be opened",
+        ],
+    ),
+    (
+        "text and tensors",
+        "method: ties\nbase: base\nmodels: [one, three]\ncopyy: [x]\n",
+        ["line 4: recipe: unknown key 'copyy'", "experts of different count", "line 3: model 'three' lacks 9 of 9"],
+    ),
+    (
+        "text and slices",
+        "method: passthrough\nslices:\n  - sources: [{model: one, layers: [0, 9]}]\nsede: 1\n",
+        ["line 4: recipe: unknown key 'sede'", "line 3: slice 1: layers 0 to 9 are out of range"],
+    ),
+    (
+        "a vocabulary whose key is misspelled",
+        "method: linear\nmodels: [one, moved]\nvocabulry: {source: union}\n",
+        ["line 3: recipe: unknown key 'vocabulry'"],
+    ),
+    (
+        "a vocabulary with a fault in the text",
+        "method: linear\nmodels: [one, moved]\nvocabulary: {sauce: union}\n",
+        ["line 3: vocabulary: unknown key 'sauce'", "line 3: vocabulary: key 'source' is missing"],
+    ),
+    (
+        "a base that cannot be opened",
+        "method: ties\nbase: gone\nmodels: [one, three]\ndrop: ['x*']\n",
+        [f"line 2: {MISSING % 'gone'}"],
+    ),
+    (
+        "a base whose key is misspelled",
+        "method: ties\nbsae: base\nmodels: [one, gone]\nparameters: {lambda: [{match: '*.mpl.*', value: 1}, 1]}\n",
+        [
+            "line 2: recipe: unknown key 'bsae'",
+            f"line 3: {MISSING % 'gone'}",
+            "line 4: lambda: pattern '*.mpl.*' matches no tensor of",
+        ],
+    ),
+    (
+        "models whose key is misspelled",
+        "method: slerp\nmodles: [one, gone]\n",
+        ["line 1: key 'models' is missing", "line 2: recipe: unknown key 'modles'"],
+    ),
+    (
+        "an unknown method",
+        "method: tise\nbase: base\nmodels: [gone]\ncopy:\n  - x*\nparameters: {density: 2}\n",
+        [
+            "line 1: unknown method 'tise'; did you mean 'ties'",
+            f"line 3: {MISSING % 'gone'}",
+            "line 5: copy pattern 'x*' matches no tensor",
+        ],
+    ),
+    (
+        "models that do not fit beside a missing one",
+        "method: linear\nmodels:\n  - one\n  - gone\n  - {model: moved, coefficient: no}\n  - three\n",
+        [
+            "line 5: model 3: coefficient: 'no' is refused",
+            f"line 4: {MISSING % 'gone'}",
+            "are not the same tokens in 'moved' and 'one'",
+            "experts of different count: none in 'one'; none in 'moved'; 3 in 'three'",
+            "line 6: model 'three' lacks 9 of 9 tensors of 'one'",
+        ],
+    ),
+    (
+        "slices",
+        "method: task_arithmetic\nbase: base\nslices:\n"
+        "  - sources: [{model: base, layers: [0, 9]}, {model: one, layers: [0, 9]}]\n"
+        "  - sources: [{model: base, layers: [0, 1]}, {model: gone, layers: [0, 1]}]\n"
+        "    parameters: {lambda: what}\n"
+        "  - sources: [{model: base, layers: [1, 2]}, {model: one, layers: [0, 1]}]\ndrop: ['x*']\n",
+        [
+            f"line 5: {MISSING % 'gone'}",
+            "line 4: slice 1: layers 0 to 9 are out of range; 'base'",
+            "line 4: slice 1: layers 0 to 9 are out of range; 'one'",
+            "line 6: slice 2: merge task_arithmetic: lambda; expected a finite number; got 'what'",
+        ],
+    ),
+    (
+        "slices with a fault in the text",
+        "method: passthrough\nslices:\n  - sources: [{model: one, layers: [0, 1]}]\n"
+        "  - sources: [{model: gone, layer: [0, 9]}]\n  - sources: [{model: two, layers: [0, 9]}]\n",
+        [
+            "line 4: slice 2, source 1: unknown key 'layer'",
+            "line 4: slice 2, source 1: key 'layers' is missing",
+        ],
+    ),
+    (
+        "a vocabulary that cannot be told",
+        "method: linear\nmodels: [one, moved, gone]\nvocabulary: {source: union}\ndrop: ['x*']\ncopy: ['y*']\n",
+        [f"line 2: {MISSING % 'gone'}", "line 5: copy pattern 'y*' matches no tensor of the models that can be opened"],
+    ),
+    (
+        "text and models, peer",
+        "merge_method: ties\nbase_model: base\nmodels:\n  - {model: one, parameters: {weight: much}}\n"
+        "  - {model: gone}\nparameters: {lambda: x}\ndtype: float33\n",
+        [
+            "line 7: dtype: unknown dtype 'float33'",
+            "line 4: ties: model 'one': weight: expected a finite number, got 'much'",
+            "line 6: ties: lambda: expected a finite number, got 'x'",
+            f"line 5: {MISSING % 'gone'}",
+        ],
+    ),
+    (
+        "an unknown method, peer",
+        "merge_method: tise\nbase_model: base\nmodels: [{model: one}, {model: gone}]\n",
+        ["line 1: unknown merge_method 'tise'", f"line 3: {MISSING % 'gone'}"],
+    ),
+    (
+        "values and models, peer",
+        "merge_method: ties\nbase_model: base\nmodels:\n  - {model: gone, parameters: {weight: 1}}\n"
+        "parameters: {normalize: what}\n",
+        ["line 5: ties: normalize: expected true or false, got 'what'", f"line 4: {MISSING % 'gone'}"],
+    ),
+    (
+        "documents, peer",
+        "name: half\nmerge_method: linear\nmodels: [{model: one}, {model: lost}]\nparameters: {weight: 1}\n---\n"
+        "merge_method: linear\nmodels: [{model: half}, {model: two}]\nparameters: {weight: much}\n",
+        [f"line 3: {MISSING % 'lost'}", "line 8: linear: model 'half': weight", "line 8: linear: model 'two': weight"],
+    ),
+    (
+        "documents that cannot be read, peer",
+        "name: half\nmodels: [{model: one}]\n---\nmerge_method: linear\nmodels: [{model: half}]\n",
+        ["line 1: key 'merge_method' is missing"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "told"), [c[1:] for c in STAGES], ids=[c[0] for c in STAGES])
+def test_every_stage_speaks_and_none_invents(place, command, no_weights, text, told):
+    (place / "recipe.yaml").write_text(text)
+    ran = command("plan", "recipe.yaml")
+    assert ran.out == ""
+    assert ran.code == WRONG_USE, ran.err
+    lines = [line.partition(". ")[2] for line in ran.err.splitlines() if line[:3].isspace() or line.startswith("  ")]
+    if len(told) == 1 and not lines:
+        lines = [ran.err.removeprefix("weightsmith: ")]
+    assert len(lines) == len(told), ran.err
+    for line, part in zip(lines, told, strict=True):
+        assert part in line, ran.err
+    with pytest.raises(WeightsmithError) as caught:
+        weightsmith.merge("recipe.yaml", out="out")
+    assert f"weightsmith: {caught.value}\n" == ran.err
 
 
 @pytest.mark.parametrize(("text", "code", "told"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])

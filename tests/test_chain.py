@@ -57,6 +57,19 @@ def test_a_document_uses_the_result_of_another(
     assert [p.name for p in (tmp_path / "results").iterdir()] == ["out"]
 
 
+def test_verify_says_that_results_of_other_documents_are_not_kept(
+    steps_file: Callable[..., Path], tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    weightsmith.merge(steps_file(), out=tmp_path / "out")
+    ran = command("verify", tmp_path / "out")
+    assert ran.code == 0
+    assert ", 0 weights computed anew" in ran.out
+    assert (
+        "digests and counts checked; not recomputed, because some inputs were results of other documents of its recipe"
+        in ran.out
+    )
+
+
 def test_all_documents_are_planned_from_headers_alone(steps_file: Callable[..., Path], tmp_path: Path) -> None:
     first, second = plan_steps(read_steps(steps_file()))
     assert [w.name for w in second.works] == [w.name for w in first.works]

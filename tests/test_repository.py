@@ -8,19 +8,21 @@ from pathlib import Path
 import pytest
 
 import weightsmith
+from weightsmith.compress import ENCODINGS
 from weightsmith.merge import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "weightsmith"
 ROWS = (
-    ("errors", "arguments", "strict_yaml"),
+    ("errors", "arguments", "display", "strict_yaml"),
     ("tensor", "checkpoint"),
-    ("matrices", "method", "budget", "device"),
-    ("merge",),
+    ("matrices", "method", "encoding", "budget", "device"),
+    ("merge", "compress", "localize"),
     ("recipe", "engine"),
     ("vocabulary", "plan"),
     ("dialect", "chain", "produce", "record", "run"),
-    ("verify", "distance", "compare", "inspection", "agreement", "soup", "align", "adapt"),
+    ("verify", "distance", "compare", "inspection", "agreement", "localization", "bundle", "soup", "align", "adapt"),
+    ("report",),
     ("cli",),
     ("demo",),
 )
@@ -100,7 +102,7 @@ def test_architecture_names_every_room():
 @pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda x: str(x) if isinstance(x, str) else "")
 def test_modules_are_short(module, path):
     lines = path.read_text(encoding="utf-8").count("\n")
-    is_method = path.parent.name == "merge" and path.stem != "__init__"
+    is_method = path.parent.name in ("merge", "compress") and path.stem != "__init__"
     assert lines <= (LONGEST_METHOD if is_method else LONGEST_MODULE)
 
 
@@ -113,6 +115,16 @@ def test_one_file_one_line_one_test(method):
 def test_methods_are_all_listed():
     files = {p.stem for p in (SOURCE / "merge").glob("*.py")} - {"__init__"}
     assert files == {m.name for m in METHODS}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda e: e.name)
+def test_one_file_one_line_one_test_of_encodings(encoding):
+    assert (SOURCE / "compress" / f"{encoding.name}.py").is_file()
+    assert (ROOT / "tests" / "compress" / f"test_{encoding.name}.py").is_file()
+
+
+def test_encodings_are_all_listed():
+    assert {p.stem for p in (SOURCE / "compress").glob("*.py")} - {"__init__"} == {e.name for e in ENCODINGS}
 
 
 def test_public_names_are_sorted_and_there():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
@@ -35,12 +35,12 @@ class Real:
             raise ArgumentError(f"{caller}: {name}", expected=self.describe(), got=repr(value))
         return float(value)
 
-    def parse(self, text: str) -> float:
-        """Return the number that text spells; NaN where it spells none, which `check` refuses."""
+    def parse(self, text: str) -> float | str:
+        """Return the number that text spells, or the text, which `check` refuses."""
         try:
             return float(text)
         except ValueError:
-            return math.nan
+            return text
 
     def describe(self) -> str:
         """Return the bounds in words."""
@@ -126,7 +126,7 @@ class Reals:
             raise ArgumentError(f"{caller}: {name}", expected=self.describe(), got=repr(value))
         return tuple(Real().check(v, f"{name}[{i}]", caller) for i, v in enumerate(value))
 
-    def parse(self, text: str) -> tuple[float, ...]:
+    def parse(self, text: str) -> tuple[Any, ...]:
         """Return the numbers that a comma-separated text spells."""
         return tuple(Real().parse(part) for part in text.split(","))
 
@@ -185,14 +185,17 @@ class Parameter:
     default: Any
     help: str
 
-    def check(self, value: object, caller: str) -> Any:
-        """Return the checked value; None passes where None is the default."""
-        return None if value is None and self.default is None else self.kind.check(value, self.name, caller)
+    def check(self, value: object, caller: str, spelled: Callable[[str], str] = str) -> Any:
+        """Return the checked value; None passes where None is the default. `spelled` is what messages call the parameter."""
+        return None if value is None and self.default is None else self.kind.check(value, spelled(self.name), caller)
 
 
-def check_all(parameters: Mapping[str, Parameter], given: Mapping[str, Any], caller: str) -> dict[str, Any]:
+def check_all(
+    parameters: Mapping[str, Parameter], given: Mapping[str, Any], caller: str, spelled: Callable[[str], str] = str
+) -> dict[str, Any]:
     """Return every parameter with its checked value or default; an unknown name is an ArgumentError."""
     for name in given:
         if name not in parameters:
-            raise ArgumentError(f"{caller}: unknown parameter '{shown(name)}'", do=nearest(name, parameters))
-    return {n: p.check(given.get(n, p.default), caller) for n, p in parameters.items()}
+            hint = nearest(spelled(name), map(spelled, parameters))
+            raise ArgumentError(f"{caller}: unknown parameter '{shown(spelled(name))}'", do=hint)
+    return {n: p.check(given.get(n, p.default), caller, spelled) for n, p in parameters.items()}

@@ -31,7 +31,8 @@ class WeightsmithError(Exception):
             parts.append(f"expected {expected}")
         if got:
             parts.append(f"got {got}")
-        text = "; ".join(parts) + "."
+        text = "; ".join(parts)
+        text += "" if text.endswith("?") else "."
         end = "" if do.endswith("?") else "."
         super().__init__(f"{text} {do[:1].upper()}{do[1:].rstrip('.')}{end}" if do else text)
 
@@ -91,12 +92,65 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"valid names: {listed}" + (f" and {len(valid) - 20} more" if len(valid) > 20 else "")
 
 
+class Gathered:
+    """Faults of several stages, raised as one error: of the kind and under the heading of the first that has any.
+
+    Attributes:
+        faults: What is wrong, in order, each once.
+        doubtful: Keys of a recipe whose text has faults or that may be misspelled; later stages conclude nothing from them.
+    """
+
+    def __init__(self) -> None:
+        self.faults: dict[str, None] = {}
+        self.doubtful: set[str] = set()
+        self._kind: type[WeightsmithError] = WeightsmithError
+        self._what = self._do = ""
+        self._alone: WeightsmithError | None = None
+
+    def add(self, faults: Iterable[str], kind: type[WeightsmithError], what: str, do: str = "") -> None:
+        """Add a stage's faults; `kind`, `what` and `do` as for `raise_all`."""
+        faults = dict.fromkeys(faults)
+        if faults and not self.faults:
+            self._kind, self._what = kind, what
+        if faults:
+            self._do = self._do or do
+        self.faults |= faults
+
+    def add_errors(self, errors: Sequence[WeightsmithError], what: str) -> None:
+        """Add a stage's errors; one that stays alone is raised as it is."""
+        if errors and not self.faults:
+            self._alone = errors[0]
+        self.add(map(str, errors), type(errors[0]) if errors else WeightsmithError, what)
+
+    def absorb(self, other: Gathered) -> None:
+        """Add what another gathered."""
+        if other.faults and not self.faults:
+            self._kind, self._what, self._alone = other._kind, other._what, other._alone
+        self._do = self._do or other._do
+        self.faults |= other.faults
+
+    def error(self) -> WeightsmithError:
+        """Return the error that tells what was added."""
+        if self._alone is not None and len(self.faults) == 1:
+            return self._alone
+        return _error_of([*self.faults], self._kind, self._what, self._do)
+
+    def raise_any(self) -> None:
+        """Raise what was added, if anything was."""
+        if self.faults:
+            raise self.error()
+
+
 def raise_all(faults: Sequence[str], kind: type[WeightsmithError], what: str, do: str = "") -> NoReturn:
     """Raise one error that lists the first ten faults and says how many there are."""
+    raise _error_of(faults, kind, what, do)
+
+
+def _error_of(faults: Sequence[str], kind: type[WeightsmithError], what: str, do: str) -> WeightsmithError:
     lines = [f"  {i}. {fault}".replace("\n", "\n     ") for i, fault in enumerate(faults[:SHOWN_FAULTS], 1)]
     if len(faults) > SHOWN_FAULTS:
         lines.append(f"  ... and {len(faults) - SHOWN_FAULTS} more")
     count = f"{len(faults)} fault" + ("s" if len(faults) != 1 else "")
     error = kind("")
     error.args = (f"{what}: {count}:\n" + "\n".join(lines) + (f"\n{do}." if do else ""),)
-    raise error
+    return error

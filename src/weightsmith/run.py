@@ -17,12 +17,15 @@ from weightsmith.checkpoint.entry import Checkpoint
 from weightsmith.checkpoint.read import Files, check_unchanged, fingerprint
 from weightsmith.checkpoint.write import Output, check_output, lay_out
 from weightsmith.dialect import Step, is_dialect, read_steps
+from weightsmith.display import Pictured
 from weightsmith.engine.stream import Stream, Work
-from weightsmith.errors import ArgumentError, MismatchError, ResourceError, shown
-from weightsmith.plan import Options, Plan, find_method, free_bytes, make_plan
-from weightsmith.plan.settings import per_model, split_settings
+from weightsmith.errors import ArgumentError, Gathered, MismatchError, ResourceError, shown
+from weightsmith.merge import METHODS
+from weightsmith.plan import Options, Plan, free_bytes, make_plan
+from weightsmith.plan.headers import find_method
+from weightsmith.plan.settings import known_parameters, per_model, split_settings
 from weightsmith.produce import produce, reduce_all
-from weightsmith.recipe import DTYPES, Recipe, Vocabulary, parse_size
+from weightsmith.recipe import DTYPES, Origin, Recipe, Vocabulary, parse_size
 from weightsmith.recipe.text import read_recipe
 from weightsmith.record import finish
 from weightsmith.tensor.coding import stored_bytes
@@ -30,12 +33,13 @@ from weightsmith.tensor.coding import stored_bytes
 Progress = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
+STEPS = ".steps-"  # within the name of the folder of results that only later documents use
 SAMPLED_TENSORS = 64
 SAMPLED_ELEMENTS = 4096
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Pictured):
     """What a run made.
 
     Attributes:
@@ -99,15 +103,17 @@ def merge(
 
     The same on the command line: weightsmith merge ties --base B --model A1 --model A2 --density 0.2 --out OUT
     """
-    options = options or Options()
+    options, found = options or Options(), Gathered()
     if not isinstance(method, Recipe) and _is_file(method) and is_dialect(method):
         given = (base, models, coefficients, copy, drop, dtype, tokenizer, parameters)
         if any(given) or shard_size != DEFAULT_SHARD_BYTES:
             raise _beside_recipe()
         writing = {"force": force, "code": code, "digest_inputs": digest_inputs, "progress": progress}
-        return merge_steps(read_steps(method), Path(out), options, peer_exact=peer_exact, **writing)
+        steps = read_steps(method, found)
+        return merge_steps(steps, Path(out), options, found, peer_exact=peer_exact, **writing)
     recipe = make_recipe(
         method,
+        found=found,
         base=base,
         models=models,
         coefficients=coefficients,
@@ -119,7 +125,7 @@ def merge(
         **parameters,
     )
     return execute(
-        make_plan(recipe, options),
+        make_plan(recipe, options, found),
         Path(out),
         force=force,
         code=code,
@@ -130,17 +136,23 @@ def merge(
 
 
 def merge_steps(
-    steps: Sequence[Step], out: Path, options: Options, *, peer_exact: bool = False, **writing: Any
+    steps: Sequence[Step],
+    out: Path,
+    options: Options,
+    found: Gathered | None = None,
+    *,
+    peer_exact: bool = False,
+    **writing: Any,
 ) -> Result:
     """Merge what the documents of a recipe file in mergekit's dialect say, each in its turn; the last is the result.
 
     The others' results lie in a folder beside `out` for as long as they are needed. All documents are planned, by headers
-    alone, before the first is run. `writing` is what `execute` takes.
+    alone, before the first is run. `found` is what was wrong with their text, `writing` what `execute` takes.
     """
-    if len(steps) > 1:
-        plan_steps(steps, options, peer_exact=peer_exact)
+    if len(steps) > 1 or (found and found.faults):
+        plan_steps(steps, options, found, peer_exact=peer_exact)
     writing["force_base"] = options.force_base
-    scratch = out.absolute().parent / f".{out.name}.steps-{secrets.token_hex(4)}"
+    scratch = out.absolute().parent / f".{out.name}{STEPS}{secrets.token_hex(4)}"
     places: dict[str, str] = {}
     try:
         for step in steps[:-1]:
@@ -172,14 +184,21 @@ def make_recipe(
     dtype: str | None = None,
     tokenizer: str | None = None,
     shard_size: str | int = DEFAULT_SHARD_BYTES,
+    origin: Origin | None = None,
+    found: Gathered | None = None,
     **parameters: Any,
 ) -> Recipe:
-    """Return the recipe that arguments of `merge` spell; a recipe or its file is returned as it is."""
+    """Return the recipe that arguments of `merge` spell; a recipe or its file is returned as it is.
+
+    `origin` tells options of the command line from arguments; `found` receives the faults of a file, see `parse_recipe`.
+    """
     if isinstance(method, Recipe) or _is_file(method):
         beside = (base, models, coefficients, copy, drop, dtype, tokenizer, parameters)
         if any(beside) or shard_size != DEFAULT_SHARD_BYTES:
             raise _beside_recipe()
-        return method if isinstance(method, Recipe) else read_recipe(method)
+        known = known_parameters(METHODS)
+        return method if isinstance(method, Recipe) else read_recipe(method, known=known, found=found)
+    origin = origin or Origin()
     if dtype is not None and dtype not in DTYPES:
         raise ArgumentError("dtype", expected="one of " + ", ".join(DTYPES), got=repr(dtype))
     for name, given in (("models", models), ("copy", copy), ("drop", drop)):
@@ -191,21 +210,23 @@ def make_recipe(
     twice = sorted({m for m in references if references.count(m) > 1} | ({str(base)} & set(references)))
     if twice:
         raise ArgumentError(f"merge {method}: model '{shown(twice[0])}' is given more than once")
-    chosen = find_method(str(method))
+    chosen, spelled = find_method(str(method)), origin.spelled
     parameters |= {} if coefficients is None else {"coefficients": coefficients}
     unset = [n for n, v in parameters.items() if v is None and n in chosen.parameters]
     unset = [n for n in unset if chosen.parameters[n].default is None]
+    values = {n: v for n, v in parameters.items() if n not in unset}
     return Recipe(
         method=chosen.name,
         models=references,
         base=None if base is None else str(base),
-        settings=split_settings(chosen, {n: v for n, v in parameters.items() if n not in unset}, len(references)),
-        parameters={n: v for n, v in parameters.items() if n not in unset and n not in per_model(chosen)},
+        settings=split_settings(chosen, values, len(references), spelled),
+        parameters={n: v for n, v in values.items() if n not in per_model(chosen)},
         copy=tuple(copy),
         drop=tuple(drop),
         dtype=None if dtype is None else DTYPES[dtype],
         vocabulary=None if tokenizer is None else Vocabulary(tokenizer),
-        shard_bytes=parse_size(shard_size),
+        shard_bytes=parse_size(shard_size, spelled("shard_size")),
+        origin=origin,
     )
 
 
@@ -285,6 +306,7 @@ def _aliases(plan: Plan) -> dict[str, str]:
 
 def _check_tied(plan: Plan) -> None:
     """Check that heads dropped for being tied hold the embedding's bytes."""
+    given = plan.recipe.origin.given
     for head, embedding in plan.must_equal:
         equal = head.nbytes == embedding.nbytes and head.dtype == embedding.dtype
         with Files() as files:
@@ -299,7 +321,7 @@ def _check_tied(plan: Plan) -> None:
                 f"{head.file}: tensor '{shown(head.name)}'",
                 expected=f"the bytes of '{embedding.name}', since the first input ties the two",
                 got="others",
-                do=f"Leave it out with --drop '{head.name}', or untie the first input",
+                do=f"Leave it out with {given('drop', shown(head.name), several=True)}, or untie the first input",
             )
 
 
@@ -314,11 +336,12 @@ def _check_base(plan: Plan, stream: Stream) -> None:
             offsets = others if "task_vectors" in plan.method.inputs else others - base
             lengths[0] += float(np.square(base, dtype=np.float64).sum())
             lengths[1:] += np.square(offsets, dtype=np.float64).sum(1)
+    force = "Options(force_base=True)" if plan.recipe.origin.door == "python" else "--force-base"
     for i, length in enumerate(lengths[1:], 1):
         if length >= lengths[0] > 0:
             raise MismatchError(
                 f"merge {plan.method.name}: model '{shown(plan.inputs[i].reference)}' does not seem to be trained from the base",
                 expected="a task vector shorter than the base",
                 got=f"one {np.sqrt(length / lengths[0]):.2f} times as long, in samples of {len(works)} tensors",
-                do="Name the right base, or pass --force-base",
+                do=f"Name the right base, or pass {force}",
             )

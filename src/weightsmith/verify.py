@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from weightsmith.budget import Demand, choose_limits, usable_threads
+from weightsmith.bundle.checking import check_bundle
 from weightsmith.checkpoint.adapter_write import WEIGHTS_NAME
+from weightsmith.checkpoint.bundle import is_bundle
 from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, MEAN, PADDING, Checkpoint, Entry, LowRank, Rows
 from weightsmith.checkpoint.folder import read_json
-from weightsmith.checkpoint.read import fingerprint, open_checkpoint
+from weightsmith.checkpoint.read import Files, fingerprint, open_checkpoint
 from weightsmith.checkpoint.rows import row_blocks
 from weightsmith.checkpoint.write import sha256_file
 from weightsmith.device import Device
@@ -23,11 +26,13 @@ from weightsmith.engine.stream import Job, Stream, Work
 from weightsmith.errors import ArgumentError, CheckpointError, WeightsmithError, shown
 from weightsmith.matrices import Matrices, as_matrix
 from weightsmith.method import Tile
-from weightsmith.plan import Options, Plan, find_method, make_plan
+from weightsmith.plan import Options, Plan, make_plan
+from weightsmith.plan.headers import find_method
 from weightsmith.produce import reduce_all
+from weightsmith.recipe import Origin
 from weightsmith.recipe.text import parse_recipe
 from weightsmith.record import record_digest
-from weightsmith.run import Progress
+from weightsmith.run import STEPS, Progress
 from weightsmith.tensor.arrays import Array, Plain
 from weightsmith.tensor.coding import stored_bytes
 from weightsmith.tensor.rounding import rounded
@@ -35,6 +40,7 @@ from weightsmith.tensor.rounding import rounded
 SAMPLES = 32
 SAMPLED_MATRICES = 4
 MAX_RECORD_BYTES = 1_000_000_000
+_STEP = re.compile(rf"/\.[^/]*{STEPS}[0-9a-f]+/")  # a folder that a merge of several documents removes
 _RECORD = {
     "format": int,
     "recipe": str,
@@ -51,7 +57,7 @@ class Verification:
     Attributes:
         out: The folder.
         findings: What is wrong; empty where all is well.
-        skipped: Checks that could not be made, and why.
+        skipped: Why tensors were not recomputed; empty where some were.
         files: Output files whose size and SHA-256 were checked.
         tensors: Tensors of the output.
         nonfinite: Elements that are NaN or infinite.
@@ -77,7 +83,7 @@ class Verification:
 
 
 def verify(out: str | Path, *, options: Options | None = None, progress: Progress | None = None) -> Verification:
-    """Check a folder that `merge` wrote against its edit.json and its inputs.
+    """Check a folder that `merge` wrote against its edit.json and its inputs, or a bundle by rebuilding all its tasks.
 
     Sizes and SHA-256 of all files; headers and counts; NaN and infinity; then, where the inputs are still there, sampled
     tiles computed anew through memory maps and the eager formulas instead of positioned reads and compiled loops.
@@ -92,6 +98,8 @@ def verify(out: str | Path, *, options: Options | None = None, progress: Progres
         CheckpointError: edit.json is not readable as one.
     """
     folder, options = Path(out), options or Options()
+    if is_bundle(folder):
+        return Verification(folder, *astuple(check_bundle(folder, options, progress)))
     record = _read_record(folder)
     findings: list[str] = []
     skipped: list[str] = []
@@ -193,10 +201,10 @@ def _recompute(
 ) -> int:
     """Compute sampled tiles from the inputs and compare their bytes; return the number of elements compared."""
     if record.get("edit", "merge") != "merge":
-        skipped.append(f"not computed anew: only merges are, and this is the output of {shown(record['edit'])}")
+        skipped.append(f"only merges are computed anew, and this is the output of {shown(record['edit'])}")
         return 0
     try:
-        recipe = parse_recipe(record["recipe"], "edit.json")
+        recipe = replace(parse_recipe(record["recipe"], "edit.json"), origin=Origin())
         find_method(recipe.method)
     except WeightsmithError as error:
         findings.append(f"edit.json: {error}")
@@ -204,7 +212,11 @@ def _recompute(
     try:
         plan = make_plan(recipe, options)
     except WeightsmithError as error:
-        skipped.append(f"not computed anew, since the inputs cannot be used: {error}")
+        kept = not any(_STEP.search(reference) for reference in recipe.references)
+        told = f"the inputs cannot be used: {error}"
+        skipped.append(
+            told if kept else "some inputs were results of other documents of its recipe, which are not kept"
+        )
         return 0
     if len(plan.inputs) != len(record["inputs"]):
         findings.append(f"edit.json lists {len(record['inputs'])} inputs; its recipe names {len(plan.inputs)}")
@@ -216,7 +228,7 @@ def _recompute(
         != [(f["bytes"], f["header_sha256"]) for f in old["files"]]
     ]
     if changed:
-        skipped.append(f"not computed anew, since inputs changed: {', '.join(map(shown, changed))}")
+        skipped.append(f"inputs changed: {', '.join(map(shown, changed))}")
         return 0
     planned = {w.name: (w.shape, w.dtype) for w in plan.works}
     stored = {e.name: (e.shape, e.dtype) for e in checkpoint.tensors.values()}
@@ -311,6 +323,11 @@ def _narrowed(values: Array, dtype: str) -> Array:
 
 
 def _bytes(entry: Entry, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    if entry.packed is not None:
+        raw = np.empty(stop - start, np.uint8)
+        with Files() as files:
+            files.entry_into(entry, start, raw.data)
+        return raw
     if entry.rows is None:
         return _mapped(entry)[start:stop]
     width = entry.nbytes // entry.shape[0]

@@ -367,7 +367,9 @@ def test_command(tmp_path, finetuned, llama, command):
     assert len(told["targets"]) == 14
     assert told["targets"][0]["largest_rank"] == 16
     assert not (tmp_path / "out").exists()
-    assert command(*words, "--rank", "2", "--dry-run").out.count("self_attn.q_proj") == 2
+    (line,) = [x for x in command(*words, "--rank", "2", "--dry-run").out.splitlines() if "q_proj" in x]
+    assert line.split()[:3] == ["model.layers.*.self_attn.q_proj.weight", "2", "linear"]
+    assert line.endswith(" 2")
     ran = command(*words, "--rank", "2", "--json", "--quiet")
     assert ran.code == 0, ran
     told = json.loads(ran.out)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from weightsmith import merge
-from weightsmith.cli.tables import counted, size
+from weightsmith.cli.tables import counted, grouped, size
+from weightsmith.errors import ArgumentError
 
 
 @pytest.fixture
@@ -108,8 +109,39 @@ def test_bad_values_of_options(words, tmp_path, command, option, value):
     ran = command("merge", *words, option, value, "--out", tmp_path / "out")
     assert ran.code == 2, ran
     assert "expected" in ran.err
-    assert f"merge ties: {option[2:]}" in ran.err
+    assert f"merge ties: {option}; expected" in ran.err
+    assert "got " + {"0": "0.0", "x": "'x'", "row": "'row'"}.get(value, value) in ran.err
     assert not (tmp_path / "out").exists()
+
+
+def test_each_door_spells_parameters_its_way(family, tmp_path, command):
+    base, a, b = map(str, family)
+    words = ["plan", "ties", "--base", base, "--model", a, "--model", b]
+    for option, name in (("--lambda", "lambda_"), ("--density", "density")):
+        key = name.rstrip("_")
+        assert f"ties: {option}; expected a" in command(*words, option, "x").err
+        (tmp_path / "r.yaml").write_text(f"method: ties\nbase: {base}\nmodels: [{a}]\nparameters: {{{key}: x}}\n")
+        assert f"line 4: merge ties: {key}; expected a" in command("plan", tmp_path / "r.yaml").err
+        with pytest.raises(ArgumentError, match=f"ties: {name}; expected a"):
+            merge("ties", base=base, models=[a], out=tmp_path / "out", **{name: "x"})
+    assert "--drop-top" in command(*words[:1], "breadcrumbs", *words[2:], "--drop-top", "2").err
+    assert (
+        "--coefficients; expected 2, one per model; got 1"
+        in command(*words[:1], "dare", *words[2:], "--coefficients", "1").err
+    )
+    assert "--memory; expected a whole number of bytes" in command(*words, "--memory", "5XB").err
+    assert "--shard-size; expected a whole number of bytes" in command(*words, "--shard-size", "5XB").err
+    assert "Give --base MODEL" in command("plan", "ties", "--model", a).err
+
+
+def test_options_and_models_are_told_together(family, command):
+    base, a, _ = map(str, family)
+    words = ["--base", base, "--model", a, "--model", "gone", "--lambda", "x", "--density", "2", "--copy", "q*"]
+    ran = command("plan", "ties", *words)
+    assert ran.code == 2
+    assert "4 faults" in ran.err
+    for told in ("'gone' does not exist", "--lambda; expected", "--density; expected", "copy pattern 'q*' matches no"):
+        assert told in ran.err
 
 
 def test_recipes_with_relative_paths(family, tmp_path, command, monkeypatch):
@@ -133,10 +165,11 @@ def test_a_recipe_with_faults_tells_all_by_line(tmp_path, command, monkeypatch):
     for verb in ("plan", "merge"):
         ran = command(verb, "recipe.yaml", "out")
         assert ran.code == 2
-        assert "recipe recipe.yaml: 3 faults" in ran.err
+        assert "recipe recipe.yaml: 4 faults" in ran.err
         for part in (
             "line 1: unknown method 'tise'; did you mean 'ties'",
             "line 2: model 2",
+            "line 2: model 'a'",
             "line 3: recipe: unknown key 'seeed'",
         ):
             assert part in ran.err, ran.err
@@ -216,3 +249,10 @@ def test_sizes_for_people(count, text):
 
 def test_words_follow_their_number():
     assert [counted(n, "pass") for n in (0, 1, 2)] == ["0 passes", "1 pass", "2 passes"]
+
+
+def test_many_groups_are_cut_with_their_number():
+    rows = [(f"layers.{i}.{part}", "4") for part in "abc" for i in range(2)]
+    assert grouped(rows, 1) == [("layers.*.a", "2", "4"), ("... (--json lists all)", "4", "")]
+    assert grouped(rows, 3)[-1] == ("layers.*.c", "2", "4")
+    assert grouped([]) == []

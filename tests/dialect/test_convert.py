@@ -50,7 +50,12 @@ def test_notes_stand_above_the_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("method: linear\nmodels: [a]\n", "merge_method"),
+        (
+            "merge_method: linear\nmodels: [{model: a, parameters: {weight: x}}]\ndtype: much\n",
+            r"(?s)2 faults:.*line 3: dtype.*line 2: linear: model 'a': weight",
+        ),
+        ("models: [a]\n", "expected mergekit's key 'merge_method'"),
+        ("method: linear\nmodels: [a]\n", "is one of ours already.* Run it with: weightsmith merge .* OUT"),
         (
             "merge_method: linear\nmodels: [{model: a}]\nname: x\n---\nmerge_method: linear\nmodels: [{model: x}]\n",
             "one document",

@@ -194,7 +194,7 @@ def test_tiles_and_threads_change_nothing(save, tmp_path, load_arrays, threads, 
     def small(*given, **more):
         return replace(choose_limits(*given, **more), tile=4096, chunk_bytes=10_000)
 
-    monkeypatch.setattr("weightsmith.plan.choose_limits", small)
+    monkeypatch.setattr("weightsmith.plan.forecast.choose_limits", small)
     run(wanted, tmp_path / "many", threads=threads)
     same(load_arrays(tmp_path / "one tile"), load_arrays(tmp_path / "many"))
     assert load_arrays(tmp_path / "many")[EMBEDDING].shape == (3072, WIDTH)

@@ -36,7 +36,7 @@ def make_rule(verb: str, rank: int | None, energy: float | None, budget: str | i
     return RankRule(
         None if rank is None else Whole(1).check(rank, "rank", verb),
         None if energy is None else Real(0, 1, open_low=True).check(energy, "energy", verb),
-        None if budget is None else parse_size(budget),
+        None if budget is None else parse_size(budget, f"{verb}: budget"),
     )
 
 

@@ -27,6 +27,14 @@ VERBS = {
     "merge-experts": "Merge the experts inside a mixture-of-experts model in groups.",
     "extract-lora": "Write what a finetuned model changed as a LoRA adapter that PEFT loads.",
     "merge-adapters": "Merge LoRA adapters of one base into one, exactly on their products.",
+    "localize": "Say where tasks lie in the weights, and how they clash.",
+    "restore": "Put the weights of one model into another inside a mask.",
+    "lineage": "Say whether one model was trained from another.",
+    "pack": "Pack many finetuned models of one base into one bundle.",
+    "unpack": "Write tasks of a bundle as checkpoint folders.",
+    "add": "Add tasks to a bundle.",
+    "remove": "Remove a task from a bundle.",
+    "ls": "List the tasks of a bundle, and what it stores.",
     "verify": "Check a merged model against its record and its inputs.",
     "demo": "Train, merge and evaluate small models on handwritten digits.",
 }
@@ -46,7 +54,7 @@ Exit codes:
   130  interrupted; nothing half-written is left (143 when terminated)
 
 Every verb has a Python twin: weightsmith.merge, .make_plan, .convert_recipe, .inspect, .compare, .align, .shrink,
-.extract_lora, .merge_adapters, .merge_experts, .verify, .demo.
+.extract_lora, .merge_adapters, .merge_experts, .pack, .unpack, .add, .remove, .Bundle, .verify, .demo.
 """
 
 

@@ -10,6 +10,7 @@ import click
 
 from weightsmith.cli.options import SHOWING, machine_options, offered
 from weightsmith.cli.progress import shown_progress
+from weightsmith.cli.reporting import REPORT, report, report_path
 from weightsmith.cli.tables import columns, nearly_one, number
 from weightsmith.compare import Comparison, Row, compare
 from weightsmith.errors import shown
@@ -21,7 +22,7 @@ _LISTED_NAMES = 10
 
 @click.command(
     "compare",
-    params=[*_OFFERED, *SHOWING],
+    params=[*_OFFERED, REPORT, *SHOWING],
     short_help="Compare two models tensor by tensor.",
     epilog="\b\nExample:\n  weightsmith compare MERGED BASE+ADAPTER --top 5\n\nPython twin: weightsmith.compare(A, B)",
 )
@@ -36,8 +37,10 @@ def command(a: str, b: str, top: int, as_json: bool, quiet: bool, **given: Any) 
 
     Exit code 0 where the two are identical, 1 where anything differs.
     """
+    page = report_path(given)
     with shown_progress(quiet=quiet) as progress:
         result = compare(a, b, options=machine_options(given), progress=progress)
+    report(result, page)
     if as_json:
         click.echo(json.dumps(result.summary(), indent=2, allow_nan=False))
     else:

@@ -13,7 +13,7 @@ from weightsmith.adapt.publish import Adapter
 from weightsmith.adapt.ranks import make_rule
 from weightsmith.cli.options import SHOWING, machine_options, offered
 from weightsmith.cli.progress import shown_progress
-from weightsmith.cli.tables import columns, counted, number, size
+from weightsmith.cli.tables import columns, counted, grouped, number, size
 from weightsmith.errors import shown
 from weightsmith.recipe import DTYPES
 from weightsmith.run import check_place
@@ -109,7 +109,7 @@ def _text(done: Adapter) -> str:
 def _plan_text(plan: Extraction) -> str:
     ranks = [*plan.ranks.values()]
     most = "rank" if plan.rule.rank is not None else "largest rank"
-    cells = [(shown(t.name), t.kind, f"{t.shape}", f"{rank}") for t, rank in plan.ranks.items()]
+    cells = grouped([(shown(t.name), t.kind, f"{t.shape}", f"{rank}") for t, rank in plan.ranks.items()], _SHOWN_ROWS)
     selection = plan.selection
     lines = [
         f"{shown(plan.finetuned.reference)} against {shown(plan.base.reference)}: factors of"
@@ -119,6 +119,6 @@ def _plan_text(plan: Extraction) -> str:
         f" {counted(len([n for names in selection.savable.values() for n in names]), 'tensor')} can be saved as a whole",
         *(f"  cannot be compared: {shown(name)}: {why}" for name, why in selection.missing.items()),
         *(f"  note: {shown(note)}" for note in plan.notes),
-        *columns(("weight", "stored", "shape", most), cells, left=(0, 1, 2)),
+        *columns(("weight", "number", "stored", "shape", most), cells, left=(0, 2, 3)),
     ]
     return "\n".join(lines)

@@ -20,19 +20,21 @@ from weightsmith.cli.options import (
     WRITING,
     machine_options,
     method_options,
-    option_name,
     parse_parameters,
 )
 from weightsmith.cli.progress import shown_progress
+from weightsmith.cli.reporting import REPORT, page_of_merge, report, report_path
 from weightsmith.cli.tables import counted, size
 from weightsmith.dialect import Step, is_dialect, read_steps
-from weightsmith.errors import ArgumentError, nearest, shown
+from weightsmith.errors import ArgumentError, Gathered, nearest, shown
 from weightsmith.merge import METHODS
 from weightsmith.method import Method
-from weightsmith.plan import Options, Plan, find_method, make_plan
-from weightsmith.plan.settings import per_model
+from weightsmith.plan import Options, Plan, make_plan
+from weightsmith.plan.headers import find_method
+from weightsmith.plan.settings import known_parameters
 from weightsmith.plan.slicing import Part
-from weightsmith.recipe import Recipe
+from weightsmith.recipe import Origin, Recipe
+from weightsmith.recipe.origin import option_of
 from weightsmith.recipe.text import read_recipe
 from weightsmith.run import Result, check_target, execute, make_recipe, merge_steps
 
@@ -95,9 +97,10 @@ def _method_command(method: Method, dry_run: bool) -> click.Command:
             dtype=given.pop("dtype"),
             tokenizer=given.pop("tokenizer"),
             shard_size=given.pop("shard_size"),
+            origin=Origin("command"),
             **parameters,
         )
-        return _run(recipe, given.pop("out"), given, dry_run)
+        return _run(recipe, Gathered(), given.pop("out"), given, dry_run)
 
     out = click.Option(["--out"], metavar="OUT", required=not dry_run, help="The new folder.")
     inputs = [o for o in INPUTS if o.name != "base" or method.has_base]
@@ -115,12 +118,13 @@ def _recipe_command(path: str, dry_run: bool) -> click.Command:
     verb = "plan" if dry_run else "merge"
 
     def run(out: str | None, **given: Any) -> int:
+        found = Gathered()
         if is_dialect(path):
-            return _run_steps(read_steps(path), out, given, dry_run)
+            return _run_steps(read_steps(path, found), found, out, given, dry_run)
         if given.pop("peer_exact"):
             raise ArgumentError(f"recipe {shown(path)}", expected="one of mergekit's with --peer-exact", got="our own")
-        known = {m.name: {n: n in per_model(m) for n in m.parameters} for m in METHODS}
-        return _run(read_recipe(path, known=known), out, given, dry_run)
+        recipe = read_recipe(path, known=known_parameters(METHODS), found=found)
+        return _run(recipe, found, out, given, dry_run)
 
     return click.Command(
         path,
@@ -132,22 +136,22 @@ def _recipe_command(path: str, dry_run: bool) -> click.Command:
 
 
 def _rest(dry_run: bool) -> list[click.Option]:
-    return [*MACHINE, *([] if dry_run else WRITING), *SHOWING]
+    return [*MACHINE, *([] if dry_run else (*WRITING, REPORT)), *SHOWING]
 
 
-def _run(recipe: Recipe, out: str | None, given: dict[str, Any], dry_run: bool) -> int:
+def _run(recipe: Recipe, found: Gathered, out: str | None, given: dict[str, Any], dry_run: bool) -> int:
     options = machine_options(given)
-    return _finish([make_plan(recipe, options)], out, given, dry_run, _execution(options))
+    return _finish([make_plan(recipe, options, found)], out, given, dry_run, options, _execution(options))
 
 
-def _run_steps(steps: Sequence[Step], out: str | None, given: dict[str, Any], dry_run: bool) -> int:
+def _run_steps(steps: Sequence[Step], found: Gathered, out: str | None, given: dict[str, Any], dry_run: bool) -> int:
     peer_exact, options = given.pop("peer_exact"), machine_options(given)
 
     def start(plan: Plan, out: Path, **writing: Any) -> Result:
         return merge_steps(steps, out, options, peer_exact=peer_exact, **writing)
 
-    plans = plan_steps(steps, options, peer_exact=peer_exact)
-    return _finish(plans, out, given, dry_run, start if len(steps) > 1 else _execution(options))
+    plans = plan_steps(steps, options, found, peer_exact=peer_exact)
+    return _finish(plans, out, given, dry_run, options, start if len(steps) > 1 else _execution(options))
 
 
 def _execution(options: Options) -> Callable[..., Result]:
@@ -155,10 +159,16 @@ def _execution(options: Options) -> Callable[..., Result]:
 
 
 def _finish(
-    plans: Sequence[Plan], out: str | None, given: dict[str, Any], dry_run: bool, start: Callable[..., Result]
+    plans: Sequence[Plan],
+    out: str | None,
+    given: dict[str, Any],
+    dry_run: bool,
+    options: Options,
+    start: Callable[..., Result],
 ) -> int:
     """Show the plans, or start the merge and show its result; the last plan is the result's."""
     as_json, quiet, plan = given.pop("as_json"), given.pop("quiet"), plans[-1]
+    page = report_path(given)
     if given.pop("dry_run", False) or dry_run:
         if out is not None:
             check_target(plan, Path(out), force=given.get("force", False))
@@ -169,6 +179,9 @@ def _finish(
         click.echo(f"note: {shown(note)}", err=True)
     with shown_progress(quiet=quiet) as progress:
         result = start(plan, Path(str(out)), progress=progress, **given)
+        first = plan.inputs[0].reference if len(plans) == 1 else None
+        drawn = None if page is None else page_of_merge(result, first, options, progress)
+    report(drawn, page)
     click.echo(json.dumps(_result(result), indent=2, ensure_ascii=False) if as_json else _result_text(plan, result))
     return 0
 
@@ -216,7 +229,7 @@ def _varying_text(plan: Plan) -> list[str]:
         counts = Counter(by_tensor.values())
         values = [f"{_numbers(value)} in {counted(n, 'tensor')}" for value, n in list(counts.items())[:8]]
         more = f", and {len(counts) - 8} more values (--json lists all)" if len(counts) > 8 else ""
-        lines.append(f"  {option_name(name)[2:]} by tensor: {', '.join(values)}{more}")
+        lines.append(f"  {option_of(name)[2:]} by tensor: {', '.join(values)}{more}")
     return lines
 
 
@@ -256,7 +269,7 @@ def _plan_text(plan: Plan) -> str:
     rounding = plan.recipe.compute_dtype
     lines = [
         f"{plan.method.name}: {plan.method.summary}",
-        "  " + ", ".join(f"{option_name(n)[2:]} {v}" for n, v in shared.items()) if shared else "",
+        "  " + ", ".join(f"{option_of(n)[2:]} {v}" for n, v in shared.items()) if shared else "",
         *_varying_text(plan),
         f"  inputs and every step are rounded to {rounding}" if rounding else "",
         *(f"  input {i}: {shown(c.reference)}, {counted(len(c.tensors), 'tensor')}" for i, c in enumerate(plan.inputs)),

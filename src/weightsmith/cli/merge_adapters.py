@@ -13,7 +13,7 @@ from weightsmith.arguments import Reals
 from weightsmith.cli.extract_lora import show
 from weightsmith.cli.options import SHOWING, machine_options, offered
 from weightsmith.cli.progress import shown_progress
-from weightsmith.cli.tables import columns, counted, size
+from weightsmith.cli.tables import columns, counted, grouped, size
 from weightsmith.errors import shown
 from weightsmith.recipe import DTYPES
 from weightsmith.run import check_place
@@ -85,6 +85,6 @@ def _plan_text(plan: AdapterMerge) -> str:
         *(f"  {x:g} x {shown(c.reference)}" for c, x in zip(plan.inputs, plan.coefficients, strict=True)),
         *(f"  saved as a whole: {shown(name)}" for name in plan.saved),
         *(f"  note: {shown(note)}" for note in plan.notes),
-        *columns(("weight", "stored", "ranks", "largest rank"), cells, left=(0, 1, 2)),
+        *columns(("weight", "number", "stored", "ranks", "largest rank"), grouped(cells), left=(0, 2, 3)),
     ]
     return "\n".join(lines)

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from weightsmith.cli.options import option_name
 from weightsmith.merge import METHODS
 from weightsmith.method import Method
-from weightsmith.plan import find_method
+from weightsmith.plan.headers import find_method
+from weightsmith.recipe.origin import option_of
 
 
 @click.command(
@@ -44,7 +44,7 @@ def _describe(method: Method) -> dict[str, Any]:
         "parameters": [
             {
                 "name": p.name,
-                "option": option_name(p.name),
+                "option": option_of(p.name),
                 "kind": p.kind.describe(),
                 "default": p.default,
                 "help": p.help,
@@ -61,7 +61,7 @@ def _explain(method: Method) -> str:
     head, _, rest = method.__doc__.partition("\nArgs:")
     differs = rest[rest.index("Differs from the paper:") : rest.index("Command:")].rstrip() if rest else ""
     options = [
-        f"  {option_name(p.name)}{'' if p.default is None else f' [{p.default}]'}: {p.help} {p.kind.describe().capitalize()}."
+        f"  {option_of(p.name)}{'' if p.default is None else f' [{p.default}]'}: {p.help} {p.kind.describe().capitalize()}."
         for p in method.parameters.values()
     ]
     return "\n".join(

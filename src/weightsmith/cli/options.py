@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from weightsmith.arguments import Choice, Parameter
+from weightsmith.encoding import Encoding
+from weightsmith.errors import ArgumentError, nearest, shown
 from weightsmith.method import Method
 from weightsmith.plan import DEFAULT_MEMORY, Options
 from weightsmith.recipe import DTYPES, parse_size
+from weightsmith.recipe.origin import option_of
 
 INPUTS = (
     click.Option(["--base"], metavar="MODEL", help="The model that the others were trained from."),
@@ -73,7 +77,7 @@ def offered(*names: str) -> list[click.Option]:
 def machine_options(given: dict[str, Any]) -> Options:
     """Take the machine's options out of `given`."""
     return Options(
-        memory_bytes=parse_size(given.pop("memory")),
+        memory_bytes=parse_size(given.pop("memory"), "--memory"),
         threads=given.pop("threads"),
         device=given.pop("device", "cpu"),
         follow_symlinks=given.pop("follow_symlinks", False),
@@ -82,13 +86,8 @@ def machine_options(given: dict[str, Any]) -> Options:
     )
 
 
-def option_name(parameter: str) -> str:
-    """Return the option of a parameter: lambda_ -> --lambda, drop_top -> --drop-top."""
-    return "--" + parameter.rstrip("_").replace("_", "-")
-
-
-def method_options(method: Method) -> list[click.Option]:
-    """Return one option per parameter of the method, with its kind, default and help."""
+def method_options(method: Method | Encoding) -> list[click.Option]:
+    """Return one option per parameter of the method or encoding, with its kind, default and help."""
     return [_option(p) for p in method.parameters.values()]
 
 
@@ -98,10 +97,23 @@ def _option(parameter: Parameter) -> click.Option:
     if parameter.default is not None:
         text += f"  [default: {parameter.default}]"
     metavar = "|".join(kind.values) if isinstance(kind, Choice) else type(kind).__name__.upper()
-    return click.Option([option_name(parameter.name), parameter.name], metavar=metavar, help=text)
+    return click.Option([option_of(parameter.name), parameter.name], metavar=metavar, help=text)
 
 
-def parse_parameters(method: Method, given: dict[str, Any]) -> dict[str, Any]:
+def parse_parameters(method: Method | Encoding, given: dict[str, Any]) -> dict[str, Any]:
     """Take the method's parameters that were given out of `given`, parsed by their kinds."""
     taken = {n: given.pop(n) for n in method.parameters}
     return {n: method.parameters[n].kind.parse(v) for n, v in taken.items() if v is not None}
+
+
+def option_parameters(encoding: Encoding, settings: Sequence[str], caller: str) -> dict[str, Any]:
+    """Return parameters spelled NAME=VALUE, parsed by their kinds; ArgumentError for an unknown name."""
+    found = {}
+    for text in settings:
+        spelled, _, value = text.partition("=")
+        names = {option_of(n)[2:]: n for n in encoding.parameters}
+        if spelled.replace("_", "-") not in names:
+            raise ArgumentError(f"{caller}: --set '{shown(text)}'", expected="NAME=VALUE", do=nearest(spelled, names))
+        name = names[spelled.replace("_", "-")]
+        found[name] = encoding.parameters[name].kind.parse(value)
+    return found

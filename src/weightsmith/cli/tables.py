@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+
+_NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")  # of a layer or an expert, within a name
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
@@ -19,6 +22,23 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence
         ).rstrip()
         for row in (header, *rows)
     ]
+
+
+def grouped(rows: Sequence[tuple[str, ...]], most: int = 20) -> list[tuple[str, ...]]:
+    """Return rows that differ in the numbers within their names alone as one, with how many there are, at most `most`.
+
+    >>> grouped([("layers.0.up", "4"), ("layers.1.up", "4"), ("layers.1.down", "8")])
+    [('layers.*.up', '2', '4'), ('layers.1.down', '1', '8')]
+    """
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name, *cells in rows:
+        found.setdefault((_NUMBER.sub("*", name), *cells), []).append(name)
+    lines = [(key[0] if len(n) > 1 else n[0], f"{len(n):,}", *key[1:]) for key, n in found.items()]
+    if len(lines) > most:
+        rest = [""] * (len(lines[0]) - 2)
+        left = sum(len(names) for names in [*found.values()][most:])
+        lines[most:] = [("... (--json lists all)", f"{left:,}", *rest)]
+    return lines
 
 
 def number(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from weightsmith.dialect.setting import Level, read_level
 from weightsmith.dialect.tree import Notes, fields_of, items_of, number, text_of, value_of
@@ -63,6 +63,7 @@ class Document:
         vocabulary: What the tokenizer keys say.
         chat_template: Its text.
         name: What other documents call the result.
+        is_sound: Whether its text has no faults, so that what is not there was not meant to be.
     """
 
     line: int
@@ -77,6 +78,7 @@ class Document:
     vocabulary: Vocabulary | None
     chat_template: str | None
     name: str | None
+    is_sound: bool = True
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -92,6 +94,7 @@ class Document:
 
 def read_document(root: Node, faults: Faults, notes: Notes) -> Document | None:
     """Return what one document says; None, with faults added, where it says nothing that could be used."""
+    before = len(faults)
     fields = fields_of(root, "recipe", KEYS, faults, notes)
     faults += [(root.line, "key 'merge_method' is missing")] if "merge_method" not in fields else []
     method = text_of(fields.get("merge_method"), "merge_method", faults)
@@ -122,7 +125,7 @@ def read_document(root: Node, faults: Faults, notes: Notes) -> Document | None:
         chat_template=_template(fields.get("chat_template"), faults),
         name=text_of(fields.get("name"), "name", faults),
     )
-    return document if method and parts else None
+    return replace(document, is_sound=len(faults) == before) if method and parts else None
 
 
 def _module(node: Node, faults: Faults, notes: Notes) -> Node | None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from weightsmith.dialect.document import Document, read_document
 from weightsmith.dialect.translate import Translation, translate
 from weightsmith.dialect.tree import documents
-from weightsmith.errors import RecipeError, raise_all, shown
+from weightsmith.errors import Gathered, RecipeError, shown
 from weightsmith.recipe.text import recipe_text
-from weightsmith.strict_yaml import Faults, Node
+from weightsmith.strict_yaml import Faults
 
 
 @dataclass(frozen=True)
@@ -28,30 +28,43 @@ class Step:
     where: str
     notes: tuple[str, ...]
 
+    @property
+    def uses(self) -> set[str]:
+        """The names that may be those of other documents."""
+        return {_head(reference) for reference in self.document.references}
+
     def translate(
-        self, places: Mapping[str, str] | None = None, *, peer_exact: bool = False, follow_symlinks: bool = False
+        self,
+        places: Mapping[str, str] | None = None,
+        *,
+        peer_exact: bool = False,
+        follow_symlinks: bool = False,
+        found: Gathered | None = None,
     ) -> Translation:
         """Return our recipe; see `translate`."""
-        made = translate(
-            self.document, self.where, places=places, peer_exact=peer_exact, follow_symlinks=follow_symlinks
-        )
+        given = {"peer_exact": peer_exact, "follow_symlinks": follow_symlinks}
+        made = translate(self.document, self.where, places=places, found=found, **given)
         return Translation(made.recipe, (*made.notes, *self.notes))
 
 
 def is_dialect(path: str | Path) -> bool:
     """Tell whether a recipe file is mergekit's: one of its documents has the key `merge_method`."""
-    text = recipe_text(Path(path))
-    return any(_has_method(root) for root in documents(text, []))
+    return has_key(path, "merge_method")
 
 
-def _has_method(root: Node) -> bool:
-    return root.kind == "mapping" and any(
-        key.kind == "scalar" and key.text == "merge_method" for key in root.items[::2]
-    )
+def has_key(path: str | Path, name: str) -> bool:
+    """Tell whether one of the documents of a recipe file has a key."""
+    roots = [root for root in documents(recipe_text(Path(path)), []) if root.kind == "mapping"]
+    return any(key.kind == "scalar" and key.text == name for root in roots for key in root.items[::2])
 
 
-def read_steps(path: str | Path) -> tuple[Step, ...]:
+def read_steps(path: str | Path, found: Gathered | None = None) -> tuple[Step, ...]:
     """Return the steps of a recipe file in mergekit's dialect, in an order in which they can be run, the result last.
+
+    Args:
+        path: The recipe file.
+        found: Receives the faults instead of their being raised; steps that can be read are then returned, to be looked at
+            further.
 
     Raises:
         RecipeError: The file cannot be read as recipes; all faults together.
@@ -59,15 +72,20 @@ def read_steps(path: str | Path) -> tuple[Step, ...]:
     where = f"recipe {shown(path)}"
     faults: Faults = []
     steps = []
-    for root in documents(recipe_text(Path(path)), faults):
+    roots = documents(recipe_text(Path(path)), faults)
+    for root in roots:
         notes: list[str] = []
         document = read_document(root, faults, notes)
         if document is not None:
             called = f", '{shown(document.name)}'" if document.name else ""
             steps.append(Step(document, where + called, tuple(notes)))
-    ordered = _ordered(steps, faults) if not faults else ()
-    if faults or not ordered:
-        raise_all([f"line {line}: {fault}" for line, fault in sorted(set(faults))], RecipeError, where)
+    if len(steps) < len(roots):
+        steps = []  # of a document that cannot be read, what it is called is not known either
+    ordered = steps if faults else _ordered(steps, faults)
+    gathered = found or Gathered()
+    gathered.add((f"line {line}: {fault}" for line, fault in sorted(set(faults))), RecipeError, where)
+    if found is None:
+        gathered.raise_any()
     return tuple(ordered)
 
 
@@ -103,8 +121,12 @@ def _ordered(steps: Sequence[Step], faults: Faults) -> list[Step]:
 
 def _named(document: Document, names: Sequence[str | None]) -> set[str]:
     """Return the names of documents that one uses."""
-    heads = {reference.partition("+")[0].partition("@")[0] for reference in document.references}
-    return heads & {name for name in names if name is not None}
+    return {_head(reference) for reference in document.references} & {name for name in names if name is not None}
+
+
+def _head(reference: str) -> str:
+    """Return a reference without its revision and adapters."""
+    return reference.partition("+")[0].partition("@")[0]
 
 
 def _finals(names: Sequence[str | None], uses: Sequence[set[int]]) -> list[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, Checkpoint
 from weightsmith.checkpoint.read import open_checkpoint
@@ -12,8 +14,8 @@ from weightsmith.dialect.idle import without_idle
 from weightsmith.dialect.methods import COLUMN, PEER_METHODS, ROW_WISE, Argument, PeerMethod
 from weightsmith.dialect.setting import Level, in_force, setting_of
 from weightsmith.dialect.tree import Notes
-from weightsmith.errors import RecipeError, WeightsmithError, nearest, raise_all, shown
-from weightsmith.recipe import Recipe, Setting, Slice, Source
+from weightsmith.errors import Gathered, RecipeError, WeightsmithError, nearest, shown
+from weightsmith.recipe import Origin, Recipe, Setting, Slice, Source
 from weightsmith.recipe.schedule import Schedule
 from weightsmith.strict_yaml import Faults
 
@@ -35,6 +37,7 @@ def translate(
     places: Mapping[str, str] | None = None,
     peer_exact: bool = False,
     follow_symlinks: bool = False,
+    found: Gathered | None = None,
 ) -> Translation:
     """Return our recipe for a document of mergekit's dialect.
 
@@ -46,6 +49,7 @@ def translate(
         places: Folders of the results of other documents, by name.
         peer_exact: Reproduce the peer's harmless defects; `weightsmith convert-recipe --help` lists them.
         follow_symlinks: Let links of a model's folder lead outside it.
+        found: Receives the faults instead of their being raised; what is sound is then returned, to be looked at further.
 
     Raises:
         RecipeError: The recipe cannot be run; all faults together.
@@ -56,16 +60,24 @@ def translate(
     if method is None:
         told = f"unknown merge_method '{shown(document.method)}'; {nearest(document.method, PEER_METHODS)}"
         faults.append((document.method_line, told))
+        recipe = Recipe("", document.references)
     else:
         _tell_unused(document, method, notes)
         recipe = _recipe(document, method, peer_exact, faults, notes)
-    if faults or method is None:
-        told_all = [f"line {line}: {fault}" for line, fault in sorted(set(faults))]
-        raise_all(told_all, RecipeError, shown(where))
-    recipe = _placed(recipe, places or {})
+    gathered = found or Gathered()
+    gathered.add((f"line {line}: {fault}" for line, fault in sorted(set(faults))), RecipeError, shown(where))
+    if faults or not document.is_sound:
+        gathered.doubtful |= {"method", "base", "models", "slices", "parameters"}
+    if found is None:
+        gathered.raise_any()
+    if not document.is_sound:
+        recipe = Recipe(recipe.method, document.references, parameters=recipe.parameters)
+    recipe = _placed(replace(recipe, origin=Origin("recipe", _lines(document, method))), places or {})
+    if method is None:
+        return Translation(recipe, tuple(notes))
     opened = _opened(recipe, follow_symlinks)
-    if opened:
-        recipe = without_idle(recipe, opened, notes)
+    recipe = without_idle(recipe, opened, notes) if opened else recipe
+    opened = opened if len(opened) == len(recipe.references) else []
     if peer_exact and method.widens and document.out_dtype is None:
         recipe = replace(recipe, dtype="F32")
     if document.dtype is None:
@@ -74,6 +86,21 @@ def translate(
     scope = "" if recipe.method == document.method else f" as {recipe.method}"
     read = f"read as mergekit's dialect: {document.method}{scope} with mergekit's formulas, tensor by tensor, in {precision}"
     return Translation(recipe, tuple(dict.fromkeys([read, *notes])))
+
+
+def _lines(document: Document, method: PeerMethod | None) -> dict[tuple[str, str], int]:
+    """Return where models, slices and shared parameters stand; see `Origin`."""
+    lines = {("slice", f"{i}"): part.line for i, part in enumerate(document.parts, 1)}
+    for part in document.parts:
+        for given in part.inputs:
+            lines.setdefault(("model", given.model), given.line)
+    for place, part in enumerate(document.parts, 1):
+        where = "parameters" if document.whole else f"slice {place}: parameters"
+        for name, argument in (method.shared if method else {}).items():
+            entries = in_force([part.parameters, *document.levels], name)
+            if entries and argument.ours:
+                lines[where, argument.ours] = entries[0].line
+    return lines
 
 
 def _recipe(document: Document, method: PeerMethod, peer_exact: bool, faults: Faults, notes: Notes) -> Recipe:
@@ -89,7 +116,7 @@ def _recipe(document: Document, method: PeerMethod, peer_exact: bool, faults: Fa
         chat_template=document.chat_template,
     )
     if recipe.vocabulary is not None and recipe.vocabulary.source == "base" and recipe.base is None:
-        if document.base is None:
+        if document.base is None and document.is_sound:
             faults.append((document.line, "the tokenizer of the base is asked for, and key 'base_model' is missing"))
         recipe = replace(recipe, vocabulary=replace(recipe.vocabulary, source=document.base or "base"))
     lender = document.parts[0].inputs[0].model if document.parts[0].inputs else None
@@ -118,7 +145,8 @@ def _whole(recipe: Recipe, document: Document, method: PeerMethod, faults: Fault
         return replace(
             recipe, method="passthrough", models=(part.base,), base=None, parameters={}, vocabulary=vocabulary
         )
-    _count(method, len(models), part.line, faults)
+    if document.is_sound:
+        _count(method, len(models), part.line, faults)
     parameters = {**recipe.parameters, **shared}
     return replace(recipe, models=models, settings=given if any(given) else (), parameters=parameters)
 
@@ -134,7 +162,9 @@ def _sliced(recipe: Recipe, document: Document, method: PeerMethod, faults: Faul
             for i, s in zip(part.inputs, settings, strict=True)
         ]
         beside = sum(not _is_base(i, part, method) for i in part.inputs)
-        if beside or method.most is not None or method.least > 1:  # else the base alone, which is copied
+        if document.is_sound and (
+            beside or method.most is not None or method.least > 1
+        ):  # else the base alone, which is copied
             _count(method, beside, part.line, faults)
         slices.append(Slice(tuple(sources), part.base if method.base in ("needed", "optional") else None))
         shares.append(shared)
@@ -168,13 +198,13 @@ def _with_base(document: Document, method: PeerMethod, faults: Faults, part: Par
     twice = sorted({m for m in listed if listed.count(m) > 1})
     faults += [(part.line, f"model '{shown(m)}' is given twice") for m in twice]
     if base is None:
-        if method.base in ("needed", "first"):
+        if method.base in ("needed", "first") and document.is_sound:
             faults.append((document.method_line, f"{document.method}: key 'base_model' is missing"))
         return part
     inputs = part.inputs
     if base not in listed and whole:
         inputs = (*inputs, Input(base, part.line, {}))
-    elif base not in listed and method.base in ("needed", "first"):
+    elif base not in listed and method.base in ("needed", "first") and document.is_sound:
         faults.append((part.line, f"the base '{shown(base)}' is not among the sources of this slice"))
     if method.base == "first":
         inputs = tuple(sorted(inputs, key=lambda i: i.model != base))
@@ -200,7 +230,8 @@ def _settings(
 ) -> tuple[dict[str, Setting], list[dict[str, Setting]]]:
     """Return the shared parameters of a part, and the per-model ones of each of its inputs."""
     levels = [part.parameters, *document.levels]
-    shared = _resolve(method.shared, levels, document.method, part.line, faults, notes)
+    resolve = partial(_resolve, is_sound=document.is_sound, faults=faults, notes=notes)
+    shared = resolve(method.shared, levels, document.method, part.line)
     row_wise = shared.pop(ROW_WISE, False)
     if isinstance(row_wise, Schedule):
         faults.append((part.line, f"{document.method}: nuslerp_row_wise: expected one value for all tensors"))
@@ -212,20 +243,27 @@ def _settings(
             settings.append({})
             continue
         what = f"{document.method}: model '{shown(given.model)}'"
-        settings.append(_resolve(method.per_model, [given.parameters, *levels], what, given.line, faults, notes))
+        settings.append(resolve(method.per_model, [given.parameters, *levels], what, given.line))
     if method.base == "model" and method.most == 1:  # of one model, its own parameters are the method's
         return shared | settings[0], [{} for _ in settings]
     return shared, settings
 
 
 def _resolve(
-    arguments: Mapping[str, Argument], levels: Sequence[Level], what: str, line: int, faults: Faults, notes: Notes
+    arguments: Mapping[str, Argument],
+    levels: Sequence[Level],
+    what: str,
+    line: int,
+    *,
+    is_sound: bool,
+    faults: Faults,
+    notes: Notes,
 ) -> dict[str, Setting]:
     found: dict[str, Setting] = {}
     for name, argument in arguments.items():
         entries = in_force(levels, name)
         setting = setting_of(entries, argument.kind, argument.default, f"{what}: {name}", faults, notes)
-        if setting is None and argument.needed and not entries:
+        if setting is None and argument.needed and not entries and is_sound:
             faults.append((line, f"{what}: parameter '{name}' is missing"))
         if isinstance(setting, Schedule) and argument.words:
             faults.append((entries[0].line, f"{what}: {name}: expected one value for all tensors"))
@@ -292,11 +330,12 @@ def _placed(recipe: Recipe, places: Mapping[str, str]) -> Recipe:
 
 
 def _opened(recipe: Recipe, follow_symlinks: bool) -> list[Checkpoint]:
-    """Return all inputs; [] where one cannot be opened, which the plan will tell."""
-    try:
-        return [open_checkpoint(reference, follow_symlinks=follow_symlinks) for reference in recipe.references]
-    except WeightsmithError:
-        return []
+    """Return the inputs without those that cannot be opened, which the plan will tell."""
+    opened = []
+    for reference in recipe.references:
+        with contextlib.suppress(WeightsmithError):
+            opened.append(open_checkpoint(reference, follow_symlinks=follow_symlinks))
+    return opened
 
 
 def _with_precision(recipe: Recipe, inputs: Sequence[Checkpoint], notes: Notes) -> Recipe:

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from weightsmith.errors import ArgumentError, shown
+from weightsmith.recipe.origin import Origin
 from weightsmith.recipe.schedule import Rule, Schedule
 from weightsmith.strict_yaml import Value
 
 __all__ = [
     "COMPUTE_DTYPES",
     "DTYPES",
+    "Origin",
     "Recipe",
     "Rule",
     "Schedule",
@@ -141,6 +143,7 @@ class Recipe:
         chat_template: "auto", a template's name, or its text; None to keep that of the first input.
         seed: Seed of every random choice.
         shard_bytes: Largest size of an output file, unless one tensor is larger.
+        origin: Where it comes from, for messages; recipes that differ in nothing else are equal.
     """
 
     method: str
@@ -157,6 +160,7 @@ class Recipe:
     chat_template: str | None = None
     seed: int = 0
     shard_bytes: int = 5_000_000_000
+    origin: Origin = field(default_factory=Origin, compare=False, repr=False)
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -185,8 +189,8 @@ def plural(name: str) -> str:
     return name.removesuffix("y") + "ies" if name.endswith("y") else name + "s"
 
 
-def parse_size(size: object) -> int:
-    """Return a size in bytes: a whole number, or a number with KB, MB, GB, TB or KiB, MiB, GiB, TiB.
+def parse_size(size: object, what: str = "size") -> int:
+    """Return a size in bytes: a whole number, or a number with KB, MB, GB, TB or KiB, MiB, GiB, TiB; `what` is for messages.
 
     >>> parse_size("5GB"), parse_size("1.5GiB"), parse_size(12345)
     (5000000000, 1610612736, 12345)
@@ -197,7 +201,7 @@ def parse_size(size: object) -> int:
         if count > 0 and count.denominator == 1:
             return int(count)
     raise ArgumentError(
-        "size",
+        what,
         expected="a whole number of bytes above 0, or a number with " + ", ".join(filter(None, _UNITS)),
         got=f"'{shown(size)}'",
     )

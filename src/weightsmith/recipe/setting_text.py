@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 
 import yaml
 
 from weightsmith.errors import nearest, shown
 from weightsmith.recipe import Setting, singular
+from weightsmith.recipe.origin import key_of
 from weightsmith.recipe.schedule import Rule, Schedule, glob_fault
 from weightsmith.strict_yaml import Faults, Node, items_of, mapping, number_of, resolve, scalar, seen, text_of
 
@@ -25,6 +26,7 @@ def settings_of(
     beside: Collection[str] = (),
     skip: Collection[str] = (),
     numbers: bool = False,
+    marks: MutableMapping[tuple[str, str], int] | None = None,
 ) -> dict[str, Setting]:
     """Return a mapping of parameters by Python name.
 
@@ -36,6 +38,7 @@ def settings_of(
         beside: Names that may only stand beside a model; {model: ..., coefficient: 0.5}.
         skip: Keys of the mapping that are no parameters.
         numbers: Accept numbers only.
+        marks: Receives the lines of parameters and patterns, see `Origin`.
     """
     found: dict[str, Setting] = {}
     keys = None if names is None else [key_of(name) for name in names]
@@ -58,25 +61,33 @@ def settings_of(
             if numbers and isinstance(setting, bool | str):
                 faults.append((value.line, f"{what}: {key}: expected a number, got {seen(value)}"))
             elif setting is not None:
-                found[key + "_" if keyword.iskeyword(key) else key] = setting
+                name = key + "_" if keyword.iskeyword(key) else key
+                found[name] = setting
+                if marks is not None:
+                    _mark(name, what, lines[key], value, marks)
     return found
 
 
-def key_of(name: str) -> str:
-    """Return a parameter's name as a recipe writes it.
+def _mark(name: str, what: str, line: int, value: Node, marks: MutableMapping[tuple[str, str], int]) -> None:
+    """Note where a parameter and its patterns stand; where one stands twice, the first."""
+    marks.setdefault((what, name), line)
+    for entry in value.items:
+        for key, item in zip(entry.items[::2], entry.items[1::2], strict=False):
+            if key.text == "match":
+                marks.setdefault((name, item.text), item.line)
 
-    >>> key_of("lambda_")
-    'lambda'
-    """
-    return name[:-1] if name.endswith("_") and keyword.iskeyword(name[:-1]) else name
 
-
-def globs_of(node: Node | None, what: str, faults: Faults) -> tuple[str, ...]:
-    """Return the patterns of a list; () for no node."""
+def globs_of(
+    node: Node | None, what: str, faults: Faults, marks: MutableMapping[tuple[str, str], int]
+) -> tuple[str, ...]:
+    """Return the patterns of a list, their lines noted in `marks`; () for no node."""
     if node is None:
         return ()
     items = items_of(node, what, "a list of patterns", faults, empty=True)
     globs = [_glob(item, f"{what}, entry {place}", faults) for place, item in enumerate(items, 1)]
+    for item, glob in zip(items, globs, strict=True):
+        if glob is not None:
+            marks.setdefault((what, glob), item.line)
     return tuple(glob for glob in globs if glob is not None)
 
 

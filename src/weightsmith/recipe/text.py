@@ -46,10 +46,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from weightsmith.errors import ArgumentError, RecipeError, nearest, raise_all, shown
+from weightsmith.errors import ArgumentError, Gathered, RecipeError, nearest, shown
 from weightsmith.recipe import (
     COMPUTE_DTYPES,
     DTYPES,
+    Origin,
     Recipe,
     Settings,
     Slice,
@@ -59,8 +60,9 @@ from weightsmith.recipe import (
     parse_size,
     singular,
 )
+from weightsmith.recipe.origin import doubtful_keys, key_of
 from weightsmith.recipe.schedule import Schedule
-from weightsmith.recipe.setting_text import flow, globs_of, key_of, schedule_entries, settings_of
+from weightsmith.recipe.setting_text import flow, globs_of, schedule_entries, settings_of
 from weightsmith.strict_yaml import (
     Faults,
     Node,
@@ -88,14 +90,14 @@ MAX_SEED = 2**64 - 1
 Known = Mapping[str, Mapping[str, bool]]
 
 
-def read_recipe(path: str | Path, *, known: Known | None = None) -> Recipe:
+def read_recipe(path: str | Path, *, known: Known | None = None, found: Gathered | None = None) -> Recipe:
     """Read a recipe file; see `parse_recipe`.
 
     Raises:
         RecipeError: The file is missing, too large, not UTF-8, or has faults.
         ResourceError: The file cannot be read.
     """
-    return parse_recipe(recipe_text(Path(path)), f"recipe {shown(path)}", known=known)
+    return parse_recipe(recipe_text(Path(path)), f"recipe {shown(path)}", known=known, found=found)
 
 
 def recipe_text(path: Path) -> str:
@@ -103,7 +105,9 @@ def recipe_text(path: Path) -> str:
     return read_text(path, f"recipe {shown(path)}", MAX_RECIPE_BYTES, RecipeError)
 
 
-def parse_recipe(text: str, where: str = "recipe", *, known: Known | None = None) -> Recipe:
+def parse_recipe(
+    text: str, where: str = "recipe", *, known: Known | None = None, found: Gathered | None = None
+) -> Recipe:
     """Check a recipe's text and return what it says; every fault is reported at once.
 
     Args:
@@ -111,6 +115,7 @@ def parse_recipe(text: str, where: str = "recipe", *, known: Known | None = None
         where: What the text is, for messages.
         known: Method name to the names of its parameters, each with whether it is given per model; with it, misspelled
             method and parameter names are faults as well.
+        found: Receives the faults instead of their being raised; what is sound is then returned, to be looked at further.
 
     Raises:
         RecipeError: The text has faults; each is told with its line, its key and the nearest valid name.
@@ -127,9 +132,10 @@ def parse_recipe(text: str, where: str = "recipe", *, known: Known | None = None
     fields = mapping(root, "recipe", KEYS, faults) if root else {}
     method = text_of(fields.get("method"), "method", faults)
     base = text_of(fields.get("base"), "base", faults)
+    marks = {} if base is None else {("model", base): fields["base"].line}
     if method is not None and known is not None and method not in known:
         faults.append((fields["method"].line, f"unknown method '{shown(method)}'; {nearest(method, known)}"))
-    reader = _Reader(known.get(method) if known is not None and method is not None else None, faults)
+    reader = _Reader(known.get(method) if known is not None and method is not None else None, faults, marks)
     models = reader.models(fields["models"], base) if "models" in fields else []
     settings = tuple(given for _, given in models)
     recipe = Recipe(
@@ -139,39 +145,46 @@ def parse_recipe(text: str, where: str = "recipe", *, known: Known | None = None
         settings=settings if any(settings) else (),
         slices=reader.slices(fields["slices"], base) if "slices" in fields else (),
         parameters=reader.parameters(fields.get("parameters"), "parameters"),
-        copy=globs_of(fields.get("copy"), "copy", faults),
-        drop=globs_of(fields.get("drop"), "drop", faults),
+        copy=globs_of(fields.get("copy"), "copy", faults, marks),
+        drop=globs_of(fields.get("drop"), "drop", faults, marks),
         dtype=DTYPES.get(_word(fields.get("dtype"), "dtype", DTYPES, faults) or ""),
         compute_dtype=_word(fields.get("compute_dtype"), "compute_dtype", COMPUTE_DTYPES, faults),
         vocabulary=_vocabulary(fields["vocabulary"], faults) if "vocabulary" in fields else None,
         chat_template=any_text_of(fields.get("chat_template"), "chat_template", faults),
         seed=_seed(fields.get("seed"), faults),
         shard_bytes=_shard_bytes(fields.get("shard_size"), faults),
+        origin=Origin("recipe", marks),
     )
+    doubtful = doubtful_keys(root, KEYS, faults)
     if root and root.kind == "mapping":
         faults += [] if "method" in fields else [(root.line, "key 'method' is missing")]
         if not {"models", "slices"} & fields.keys():
             faults.append((root.line, "key 'models' is missing"))
         elif {"models", "slices"} <= fields.keys():
             faults.append((root.line, "'models' and 'slices' are both given; slices name the models themselves"))
-    if faults:
-        told = [f"line {line}: {fault}" for line, fault in sorted(faults, key=lambda fault: fault[0])]
-        raise_all(told, RecipeError, shown(where))
+            doubtful |= {"models", "slices"}
+    gathered = found or Gathered()
+    gathered.add((f"line {n}: {fault}" for n, fault in sorted(faults, key=lambda f: f[0])), RecipeError, shown(where))
+    gathered.doubtful |= doubtful
+    if found is None:
+        gathered.raise_any()
     return recipe
 
 
 class _Reader:
     """Reads the parts of a recipe that hold parameters; `names` are the method's, None where they are not known."""
 
-    def __init__(self, names: Mapping[str, bool] | None, faults: Faults) -> None:
-        self.faults = faults
+    def __init__(self, names: Mapping[str, bool] | None, faults: Faults, marks: dict[tuple[str, str], int]) -> None:
+        self.faults, self.marks = faults, marks
         self.shared = None if names is None else [n for n, per_model in names.items() if not per_model]
         self.beside = None if names is None else [singular(n) for n, per_model in names.items() if per_model]
 
     def parameters(self, node: Node | None, what: str) -> Settings:
         """Return a mapping of shared parameters."""
         beside = ["coefficient", *(self.beside or ())]
-        return settings_of(node, what, self.faults, names=self.shared, beside=beside) if node else {}
+        if node is None:
+            return {}
+        return settings_of(node, what, self.faults, names=self.shared, beside=beside, marks=self.marks)
 
     def models(self, node: Node, base: str | None) -> list[tuple[str, Settings]]:
         """Return (reference, settings) per model."""
@@ -190,6 +203,7 @@ class _Reader:
                 fault = f"{what}: '{shown(model)}' is given twice, first on line {lines[model]}"
                 self.faults.append((item.line, fault))
             lines.setdefault(model, item.line)
+            self.marks.setdefault(("model", model), item.line)
             if model == base:
                 self.faults.append((item.line, f"{what}: '{shown(model)}' is the base; leave it out of models"))
             found.append((model, settings))
@@ -200,6 +214,7 @@ class _Reader:
         found = []
         for place, item in enumerate(items_of(node, "slices", "a list of at least one slice", self.faults), 1):
             what = f"slice {place}"
+            self.marks["slice", str(place)] = item.line
             fields = mapping(item, what, ("sources", "base", "parameters"), self.faults)
             if "sources" not in fields:
                 self.faults += [(item.line, f"{what}: key 'sources' is missing")] if item.kind == "mapping" else []
@@ -226,6 +241,8 @@ class _Reader:
                 self.faults.append((item.line, f"{entry}: key 'layers' is missing"))
                 continue
             layers = _layers(fields["layers"], f"{entry}: layers", self.faults)
+            if model is not None:
+                self.marks.setdefault(("model", model), fields["model"].line)
             if model is not None and layers is not None:
                 found.append(Source(model, layers, settings))
         return tuple(found)
@@ -234,7 +251,7 @@ class _Reader:
         """Return a mapping's model, its settings, and the values of `keys` and of model itself."""
         own = ("model", *keys)
         fields = {k.text: v for k, v in zip(item.items[::2], item.items[1::2], strict=True) if k.text in own}
-        settings = settings_of(item, what, self.faults, names=self.beside, skip=own, numbers=True)
+        settings = settings_of(item, what, self.faults, names=self.beside, skip=own, numbers=True, marks=self.marks)
         if "model" not in fields:
             self.faults.append((item.line, f"{what}: key 'model' is missing"))
         return text_of(fields.get("model"), what, self.faults), settings, fields
