@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from weightsmith.cli import VERBS, group
-from weightsmith.cli.options import option_name
 from weightsmith.merge import METHODS
 from weightsmith.method import Method
 from weightsmith.recipe import text as recipe_text
+from weightsmith.recipe.origin import option_of
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -30,7 +30,7 @@ def pages() -> dict[str, str]:
 def method_page(method: Method) -> str:
     """Return one method's page."""
     rows = [
-        f"| `{option_name(p.name)}` | {p.kind.describe()} | {'' if p.default is None else f'`{p.default}`'} | {p.help} |".replace(
+        f"| `{option_of(p.name)}` | {p.kind.describe()} | {'' if p.default is None else f'`{p.default}`'} | {p.help} |".replace(
             "|1", "\\|1"
         )
         for p in method.parameters.values()

@@ -12,6 +12,7 @@ import numpy as np
 from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, Entry
 from weightsmith.checkpoint.names import layer_of
 from weightsmith.checkpoint.read import check_unchanged, fingerprint, open_checkpoint
+from weightsmith.display import Pictured
 from weightsmith.distance import (
     Distance,
     add_distances,
@@ -80,7 +81,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Pictured):
     """What `compare` found.
 
     Attributes:
@@ -204,7 +205,7 @@ def _count_bytes(
         entries = pairs[name]
         both = np.empty((2, min(COPIED_BYTES, entries[0].nbytes - start)), np.uint8)
         for row, entry in zip(both, entries, strict=True):
-            worker.files.pread_into(entry.file, entry.offset + start, row.data)
+            worker.files.entry_into(entry, start, row.data)
         return name, int(np.count_nonzero(both[0] != both[1])), both.nbytes
 
     for name, differing, done in stream.in_order(items, count):

@@ -88,7 +88,7 @@ def test_shared_counts_all_weights_of_two_tasks_and_more():
 
 def test_hostile_names_are_escaped(results):
     found = page(results)
-    assert "<script" not in found
+    assert found.count("<script") == 1
     assert "&lt;script&gt;" in found
     assert "\x1b" not in found
 
@@ -98,7 +98,7 @@ def test_the_page_loads_nothing_and_forbids_loading(results):
     assert re.search(r"https?:|//[a-z]|url\(|@import|\ssrc=|\shref=", found) is None
     assert "Content-Security-Policy" in found
     assert "default-src 'none'" in found
-    assert "<script" not in found
+    assert "unsafe" not in found
 
 
 def test_the_page_holds_the_numbers(results):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ class Entry:
     """One stored tensor: `nbytes` bytes at `offset` of `file`, row-major, little-endian.
 
     `low_rank`, where present, is added to the stored values when they are read (an adapter). `rows`, where present,
-    says of which stored rows the tensor is made, in place of `offset` (another vocabulary).
+    says of which stored rows the tensor is made, in place of `offset` (another vocabulary). `packed`, where present, says
+    from what its bytes are formed when they are read (a task of a bundle).
     """
 
     name: str
@@ -35,6 +37,7 @@ class Entry:
     nbytes: int
     low_rank: LowRank | None = None
     rows: Rows | None = None
+    packed: Packed | None = None
 
     @property
     def size(self) -> int:
@@ -76,6 +79,33 @@ class Rows:
     means: tuple[tuple[tuple[int, int], ...], ...] = ()
     real: int = 0
     padding: list[bytes] = field(default_factory=list)  # the row of PADDING, once it is known
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Term:
+    """What a bundle adds to a base tensor, in one form; read by `checkpoint.packed`.
+
+    Attributes:
+        form: Its name in `checkpoint.packed.FORMS`.
+        parts: The stored pieces by name, such as "frames" and "lengths".
+        settings: Small numbers, such as the scale.
+    """
+
+    form: str
+    parts: Mapping[str, Entry]
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """A tensor as a bundle stores it: base + term + term + ..., added in float32 and rounded once to the entry's dtype.
+
+    The base is None where the terms are the whole tensor. Without terms the tensor is the base's, rounded. A single term of
+    form "difference" gives back stored bytes.
+    """
+
+    base: Entry | None
+    terms: tuple[Term, ...]
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,15 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from weightsmith.checkpoint import adapter, hub, torchfile
+from weightsmith.checkpoint.bundle import TASK_NAME, is_bundle, open_task
 from weightsmith.checkpoint.entry import Checkpoint, Entry
 from weightsmith.checkpoint.folder import open_file, open_folder
 from weightsmith.checkpoint.header import open_regular, read_exactly, regular_file
+from weightsmith.checkpoint.packed import Memo, rebuild
 from weightsmith.checkpoint.rows import gather
 from weightsmith.errors import ArgumentError, CheckpointError, ResourceError, nearest, raise_all, shown
 
@@ -25,9 +28,10 @@ def open_checkpoint(reference: str | Path, *, follow_symlinks: bool = False) -> 
     """Return the named tensors behind a reference; only headers are read, and no code is ever run.
 
     Args:
-        reference: The first of these that fits: an existing file or folder; `MODEL+ADAPTER`, where ADAPTER is
-            a local folder; a hub id `org/name` or `org/name@revision`. The prefixes `file:` and `hub:` settle
-            what is meant. An id whose `org` is a local folder counts as a mistyped path without `hub:`.
+        reference: The first of these that fits: an existing file or folder; `BUNDLE#TASK`, a task of a bundle, or
+            BUNDLE where it has one; `MODEL+ADAPTER`, where ADAPTER is a local folder; a hub id `org/name` or
+            `org/name@revision`. The prefixes `file:` and `hub:` settle what is meant. An id whose `org` is a local
+            folder counts as a mistyped path without `hub:`.
         follow_symlinks: Let links of a folder lead outside it.
 
     Raises:
@@ -41,8 +45,19 @@ def open_checkpoint(reference: str | Path, *, follow_symlinks: bool = False) -> 
     prefix, rest = next(((p, text[len(p) :]) for p in ("file:", "hub:") if text.startswith(p)), ("", text))
     path = Path(os.path.expanduser(rest))
     if prefix != "hub:" and rest and os.path.lexists(path):
+        if is_bundle(path):
+            return _open_task(path, None, text, follow_symlinks)
         opener = open_folder if os.path.isdir(path) else open_file
         return opener(path, text, follow_symlinks=follow_symlinks)
+    bundle, mark, task = rest.rpartition("#")
+    if (
+        prefix != "hub:"
+        and mark
+        and bundle
+        and TASK_NAME.fullmatch(task)
+        and is_bundle(Path(os.path.expanduser(bundle)))
+    ):
+        return _open_task(Path(os.path.expanduser(bundle)), task, text, follow_symlinks)
     base, plus, folder = rest.rpartition("+")
     if plus:
         return _with_adapter(prefix + base, Path(os.path.expanduser(folder)), text, follow_symlinks)
@@ -57,6 +72,25 @@ def open_checkpoint(reference: str | Path, *, follow_symlinks: bool = False) -> 
         return replace(open_folder(snapshot, text, follow_symlinks=follow_symlinks), revision=commit)
     hint = _near(path) + (f"; for the hub write hub:{shown(rest)}" if is_id and not prefix else "")
     raise ArgumentError(f"model '{shown(text)}' does not exist", expected="a file or folder", do=hint)
+
+
+def open_stored(reference: str, *, follow_symlinks: bool = False) -> Checkpoint:
+    """Return the checkpoint that lies in just this file or folder, or behind `hub:org/name@revision`: a bundle's base.
+
+    Raises:
+        ArgumentError: There is none.
+        CheckpointError, ResourceError: As for `open_checkpoint`.
+    """
+    path = Path(os.path.expanduser(reference.removeprefix("file:")))
+    if reference.startswith("hub:"):
+        return open_checkpoint(reference, follow_symlinks=follow_symlinks)
+    if not os.path.lexists(path):
+        raise ArgumentError(f"model '{shown(reference)}' does not exist", expected="a file or folder", do=_near(path))
+    return (open_folder if os.path.isdir(path) else open_file)(path, reference, follow_symlinks=follow_symlinks)
+
+
+def _open_task(folder: Path, task: str | None, text: str, follow_symlinks: bool) -> Checkpoint:
+    return open_task(folder, task, text, partial(open_stored, follow_symlinks=follow_symlinks), fingerprint)
 
 
 def _with_adapter(base: str, folder: Path, text: str, follow_symlinks: bool) -> Checkpoint:
@@ -98,6 +132,7 @@ class Files:
         self._open: OrderedDict[Path, int] = OrderedDict()
         self._path: Path | None = None
         self._handle = -1
+        self._memo = Memo()
 
     def __enter__(self) -> Files:
         return self
@@ -121,11 +156,13 @@ class Files:
             self._finish(handle, path, offset, target, done)
 
     def entry_into(self, entry: Entry, start: int, target: memoryview) -> None:
-        """Fill `target` from byte `start` of a tensor, its rows gathered where they were re-ordered; see `pread_into`."""
-        if entry.rows is None:
-            self.pread_into(entry.file, entry.offset + start, target)
+        """Fill `target` from byte `start` of a tensor, formed where it is not stored as it is; see `pread_into`."""
+        if entry.packed is not None:
+            rebuild(entry, entry.packed, start, target, self.entry_into, self._memo)
+        elif entry.rows is not None:
+            gather(entry, entry.rows, start, target, self.entry_into)
         else:
-            gather(entry, entry.rows, start, target, self.pread_into)
+            self.pread_into(entry.file, entry.offset + start, target)
 
     def close(self) -> None:
         """Close every descriptor; the pool may be used again."""
@@ -176,13 +213,15 @@ class Files:
 
 
 def read_array(entry: Entry) -> bytes:
-    """Return the raw bytes of one stored tensor, without any `low_rank` update; little-endian, row-major.
+    """Return the bytes of one tensor, without any `low_rank` update; little-endian, row-major.
 
     Raises:
         CheckpointError: The file is gone or shorter than before.
     """
-    with regular_file(entry.file) as (handle, _):
-        return read_exactly(handle, entry.nbytes, entry.offset, entry.file)
+    raw = bytearray(entry.nbytes)
+    with Files() as files:
+        files.entry_into(entry, 0, memoryview(raw))
+    return bytes(raw)
 
 
 def fingerprint(checkpoint: Checkpoint) -> dict[str, dict[str, int | str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from weightsmith.checkpoint.entry import MEAN, PADDING, ZERO, Entry, Rows
 from weightsmith.tensor.coding import decode, encode, stored_bytes
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-Read = Callable[[Path, int, memoryview], None]  # fill a buffer from an offset of a file
+Read = Callable[[Entry, int, memoryview], None]  # fill a buffer from a byte of an entry
 
 BLOCK_BYTES = 1 << 20  # rows are converted and summed in blocks of about this many bytes
 
@@ -50,7 +49,7 @@ def _fill_stored(source: Entry, first: int, dtype: str, out: Bytes, read: Read) 
     """Read elements of a stored tensor from `first` on, rounded to a dtype where it has another."""
     width = stored_bytes(source.dtype)
     if source.dtype == dtype:
-        read(source.file, source.offset + first * width, out.data)
+        read(source, first * width, out.data)
         return
     count, step = len(out) // stored_bytes(dtype), BLOCK_BYTES // 8
     for start in range(0, count, step):
@@ -100,7 +99,7 @@ def _padding(entry: Entry, rows: Rows, read: Read) -> bytes:
 def _numbers(source: Entry, start: int, stop: int, read: Read) -> np.ndarray[Any, np.dtype[np.float64]]:
     width = stored_bytes(source.dtype)
     raw = np.empty((stop - start) * width, np.uint8)
-    read(source.file, source.offset + start * width, raw.data)
+    read(source, start * width, raw.data)
     values = np.empty(stop - start)
     decode(raw, source.dtype, values)  # NaN and infinity are refused where the tile is read
     return values

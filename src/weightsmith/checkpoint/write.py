@@ -115,11 +115,12 @@ class Output:
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.partial.mkdir()
-            self._open_next()
+            if self.shards:
+                self._open_next()
         except BaseException as error:
             self.__exit__()
             if isinstance(error, OSError):
-                raise _failed(self.partial, error) from error
+                raise failed(self.partial, error) from error
             raise
         self._flusher.start()
         return self
@@ -139,7 +140,7 @@ class Output:
                 self._open_next()
             self._write(data)
         except OSError as error:
-            raise _failed(self.partial / self.shards[self._current].name, error) from error
+            raise failed(self.partial / self.shards[self._current].name, error) from error
         finally:
             digested.result()  # the caller uses the buffer again
 
@@ -163,7 +164,7 @@ class Output:
         try:
             (self.partial / name).write_text(text, encoding="utf-8")
         except OSError as error:
-            raise _failed(self.partial / name, error) from error
+            raise failed(self.partial / name, error) from error
 
     def publish(self) -> None:
         """Sync everything, then rename the folder to its place; an older one is moved aside first and then removed."""
@@ -173,11 +174,11 @@ class Output:
                 self._open_next()
             self._close()
             for path in sorted(self.partial.rglob("*")):
-                _sync(path)
-            _sync(self.partial)
+                sync(path)
+            sync(self.partial)
             aside = self._switch()
         except OSError as error:
-            raise _failed(self.out, error) from error
+            raise failed(self.out, error) from error
         if aside is not None:
             try:
                 shutil.rmtree(aside)
@@ -194,7 +195,7 @@ class Output:
             if os.path.lexists(self.out):
                 os.rename(self.out, aside)
             os.rename(self.partial, self.out)
-            _sync(self.out.parent)
+            sync(self.out.parent)
         except BaseException as error:
             try:
                 if not self.partial.exists():
@@ -238,7 +239,7 @@ class Output:
         while self._flush.wait() and not self._closing:
             self._flush.clear()
             with contextlib.suppress(OSError):  # the last sync reports it
-                _sync(self.partial / self.shards[self._current].name)
+                sync(self.partial / self.shards[self._current].name)
 
     def _stop_flusher(self) -> None:
         self._closing = True
@@ -247,8 +248,10 @@ class Output:
             self._flusher.join()
 
 
-def check_output(out: Path, inputs: Sequence[Path], *, force: bool) -> None:
+def check_output(out: Path, inputs: Sequence[Path], *, force: bool, mark: str = "edit.json") -> None:
     """Refuse an output path that exists, holds or lies in an input, or cannot be made; nothing is touched.
+
+    `mark` is the file by which a folder that may be replaced is known.
 
     Raises:
         ArgumentError: The path is an input, a root, or exists without `force`.
@@ -271,11 +274,11 @@ def check_output(out: Path, inputs: Sequence[Path], *, force: bool) -> None:
             kind = "a link" if out.is_symlink() else "a file"
             raise ArgumentError(f"--out '{shown(out)}'", expected="a new folder", got=kind, do="Choose another name")
         held = {p.name for p in out.iterdir()}
-        if held and force and "edit.json" not in held:
+        if held and force and mark not in held:
             raise ArgumentError(
                 f"--out '{shown(out)}'",
                 expected="a folder that weightsmith wrote",
-                got="one without edit.json",
+                got=f"one without {mark}",
                 do="--force replaces nothing else; move it away yourself",
             )
         if held and not force:
@@ -300,7 +303,8 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -308,7 +312,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _failed(path: Path, error: OSError) -> ResourceError:
+def failed(path: Path, error: OSError) -> ResourceError:
+    """Return the error that tells why a file of an output could not be written."""
     way = {
         errno.ENOSPC: "Free space, or choose another disk",
         errno.EDQUOT: "Free space, or ask for a larger quota",

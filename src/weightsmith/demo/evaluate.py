@@ -14,7 +14,7 @@ from typing import Any
 from weightsmith.demo.model import Shape, Weights, load, logits
 from weightsmith.demo.tasks import Examples, imported
 from weightsmith.errors import WeightsmithError
-from weightsmith.plan import find_method
+from weightsmith.plan.headers import find_method
 
 WEIGHT_FILE = "model.safetensors"
 TRIAL = "trial"  # the folder under merged/ that searches use

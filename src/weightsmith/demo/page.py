@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
 
 from weightsmith.checkpoint.names import layer_of
 from weightsmith.errors import shown
 from weightsmith.merge import METHODS
+from weightsmith.report.charts import Bar, bars, stacks
+from weightsmith.report.colors import step_of
+from weightsmith.report.page import render_template
+from weightsmith.report.text import percent
 
 if TYPE_CHECKING:
-    import jinja2
     from rich.table import Table
 
 KINDS = ("catastrophic", "selfish", "shared")  # needed by no task, by one, by several
 REFERENCES = ("base", "experts")
 OUTSIDE = "outside the layers"
-
-# Measures of the bar charts in the page's units.
-LEFT, ROW, BAR, WIDTH = 190, 26, 14, 520
 
 
 def layer_counts(counts: Mapping[str, Sequence[int]]) -> dict[str, Any]:
@@ -68,8 +68,8 @@ def table(results: Mapping[str, Any]) -> Table:
         found.add_row(
             Text(shown(row["method"])),
             Text(shown(row["serves"])),
-            _percent(row["mean_accuracy"]),
-            _percent(row["normalized_accuracy"]),
+            percent(row["mean_accuracy"]),
+            percent(row["normalized_accuracy"]),
             f"{row['bytes']:,}" + (" *" if row["bytes_are"] == "formula" else ""),
             "" if row["seconds"] is None else f"{row['seconds']:.2f}",
         )
@@ -83,67 +83,37 @@ def table(results: Mapping[str, Any]) -> Table:
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """Return the report as one HTML page that loads nothing and runs no script."""
-    summaries = {method.name: method.summary for method in METHODS}
+    """Return the report as one HTML page that loads nothing, and runs no script but its own."""
     by_name = {row["method"]: row for row in results["methods"]}
     merged = [row for row in results["methods"] if row["method"] not in REFERENCES]
-    return (
-        _environment()
-        .get_template("page")
-        .render(
-            r=results,
-            tasks=[task["name"] for task in results["tasks"]],
-            references=[by_name[name] for name in REFERENCES],
-            merged=merged,
-            single=_best(merged, "all tasks"),
-            rebuilt=by_name.get("tall_masks"),
-            bars=_bars(results["methods"]),
-            stacks=_stacks(results["agreement"]),
-            kinds=KINDS,
-            summaries=summaries,
-            heat=lambda share, task: _heat(share, by_name["experts"]["accuracy"][task]),
-            chart={"left": LEFT, "row": ROW, "bar": BAR, "width": WIDTH},
-        )
+    layers = [{"layer": "all weights", **results["agreement"]["total"]}, *results["agreement"]["layers"]]
+    return render_template(
+        "weightsmith.demo",
+        "page.html",
+        {
+            "r": results,
+            "tasks": [task["name"] for task in results["tasks"]],
+            "references": [by_name[name] for name in REFERENCES],
+            "merged": merged,
+            "single": _best(merged, "all tasks"),
+            "rebuilt": by_name.get("tall_masks"),
+            "accuracy_picture": _bars(results["methods"]),
+            "agreement_picture": stacks(
+                [(row["layer"], {kind: row[kind] for kind in KINDS}) for row in layers],
+                percent,
+                about="Shares of catastrophic, selfish and shared weights by layer, as in the table below",
+            ),
+            "layers": [{**row, "weights": sum(row[kind] for kind in KINDS)} for row in layers],
+            "kinds": KINDS,
+            "summaries": {method.name: method.summary for method in METHODS},
+            "commands": [_command(command) for row in merged for command in row["commands"]],
+            "heat": lambda share, task: _heat(share, by_name["experts"]["accuracy"][task]),
+        },
     )
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    import jinja2
-
-    source = files("weightsmith.demo").joinpath("page.html").read_text(encoding="utf-8")
-    found = jinja2.Environment(
-        loader=jinja2.DictLoader({"page": source}),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters: dict[str, Callable[..., Any]] = {
-        "percent": _percent,
-        "number": _number,
-        "size": _size,
-        "plain": shown,
-        "command": _command,
-    }
-    found.filters.update(filters)
-    return found
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _number(count: int) -> str:
-    return f"{count:,}"
 
 
 def _command(line: str) -> str:
     return " ".join(shown(word) for word in line.split(" "))
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.2f} MB"
 
 
 def _best(rows: Sequence[Mapping[str, Any]], serves: str) -> Mapping[str, Any] | None:
@@ -152,40 +122,22 @@ def _best(rows: Sequence[Mapping[str, Any]], serves: str) -> Mapping[str, Any] |
 
 
 def _heat(share: float, expert: float) -> int:
-    """Return how deep a cell's color is, 6 to 100: half the expert's accuracy is palest."""
+    """Return a cell's step on the scale of colors: half the expert's accuracy is palest."""
     ratio = share / expert if expert > 0 else 1.0
-    depth: float = min(1.0, max(0.0, 2 * ratio - 1)) ** 1.5
-    return round(6 + 94 * depth)
+    return step_of(max(0.0, 2 * ratio - 1) ** 1.5, 0.0, 1.0)
 
 
-def _bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Place one bar per method, the best first; the axis ends at the next tenth above the best."""
+def _bars(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """Draw one bar per method, the best first."""
     ordered = sorted(rows, key=lambda row: -row["normalized_accuracy"])
-    end = max(1.0, -(-max(row["normalized_accuracy"] for row in rows) * 10 // 1) / 10)
-    bars = [
-        {
-            "label": row["method"],
-            "serves": row["serves"],
-            "value": row["normalized_accuracy"],
-            "width": WIDTH * row["normalized_accuracy"] / end,
-            "y": ROW * i,
-            "kind": "reference" if row["method"] in REFERENCES else "one" if row["serves"] != "one task" else "per",
-        }
-        for i, row in enumerate(ordered)
+    found = [
+        Bar(
+            row["method"],
+            row["normalized_accuracy"],
+            "reference" if row["method"] in REFERENCES else "one" if row["serves"] != "one task" else "per",
+            note="on two tasks" if row["serves"] == "two tasks" else "",
+            about=f"{row['method']}, each model serving {row['serves']}",
+        )
+        for row in ordered
     ]
-    ticks = [{"x": WIDTH * tenth / 10 / end, "share": tenth / 10} for tenth in range(0, round(10 * end) + 1, 2)]
-    return {"bars": bars, "ticks": ticks, "height": ROW * len(bars), "experts_x": WIDTH / end}
-
-
-def _stacks(agreement: Mapping[str, Any]) -> dict[str, Any]:
-    """Place one stacked bar per layer, and one for all layers together: shares of the layer's weights."""
-    rows = [{"layer": "all weights", **agreement["total"]}, *agreement["layers"]]
-    placed = []
-    for i, row in enumerate(rows):
-        size, x, parts = max(1, sum(row[kind] for kind in KINDS)), 0.0, []
-        for kind in KINDS:
-            share = row[kind] / size
-            parts.append({"kind": kind, "share": share, "count": row[kind], "x": x, "width": WIDTH * share})
-            x += WIDTH * share
-        placed.append({"layer": row["layer"], "weights": size, "y": ROW * i, "parts": parts})
-    return {"rows": placed, "height": ROW * len(rows)}
+    return bars(found, percent, about="Normalized accuracy of every method, as in the table below", goal=(1.0, ""))

@@ -1,0 +1,182 @@
+"""A bundle at hand: its tasks and tensors, and a model in memory that is switched from one task to another in place."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weightsmith.budget import usable_threads
+from weightsmith.bundle.account import Account, account
+from weightsmith.checkpoint.bundle import open_task, read_bundle
+from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, Checkpoint, Entry
+from weightsmith.checkpoint.read import Files, fingerprint, open_stored
+from weightsmith.errors import ArgumentError, MismatchError, nearest, raise_all, shown
+from weightsmith.tensor.arrays import Array
+from weightsmith.tensor.coding import decode
+
+_INTEGERS = {
+    "BOOL": "?",
+    "U8": "u1",
+    "I8": "i1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "U64": "<u8",
+    "I64": "<i8",
+}
+_TORCH = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool", "U8": "uint8", "I8": "int8",
+    "I16": "int16", "I32": "int32", "I64": "int64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+STEP_BYTES = 1 << 24  # formed at a time by one thread, where a tensor cannot be formed in place
+
+
+class Bundle:
+    """An opened bundle.
+
+    Example:
+        >>> Bundle("BUNDLE").load_into(model, "math")  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Read the manifest; tasks are opened when they are asked for."""
+        self._bundle = read_bundle(Path(os.path.expanduser(os.fspath(path))))
+        self._opened: dict[str, Checkpoint] = {}
+        self._resident: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks, in order."""
+        return tuple(self._bundle.tasks)
+
+    def account(self) -> Account:
+        """Return what the bundle stores."""
+        return account(self._bundle)
+
+    def checkpoint(self, task: str) -> Checkpoint:
+        """Return the checkpoint of a task, as `BUNDLE#task` opens."""
+        if task not in self._opened:
+            folder = self._bundle.folder
+            self._opened[task] = open_task(folder, task, f"{folder}#{task}", open_stored, fingerprint)
+        return self._opened[task]
+
+    def tensor(self, task: str, name: str) -> Array:
+        """Return one tensor of a task; numbers are float32, or float64 where they are stored so; integers as stored.
+
+        Raises:
+            ArgumentError: There is no such task or tensor, or its dtype is only copied.
+            CheckpointError: The bundle is damaged there.
+        """
+        entry = self._entry(task, name)
+        raw = np.empty(entry.nbytes, np.uint8)
+        with Files() as files:
+            files.entry_into(entry, 0, raw.data)
+        if entry.dtype in _INTEGERS:
+            return raw.view(_INTEGERS[entry.dtype]).reshape(entry.shape)
+        if entry.dtype not in ARITHMETIC_DTYPES:
+            raise ArgumentError(
+                f"tensor '{shown(name)}'", expected="numbers", got=f"{entry.dtype}, which is only copied"
+            )
+        values = np.empty(entry.size, np.float64 if entry.dtype == "F64" else np.float32)
+        decode(raw, entry.dtype, values)
+        return values.reshape(entry.shape)
+
+    def load_into(self, module: Any, task: str) -> int:
+        """Switch a torch module to a task, in place; return how many bytes were written.
+
+        Tensors are found by their names in `module.state_dict()`. On first use all are written; from then on those alone that
+        the last or the new task changes. What is written is bit for bit what the unpacked folder holds, rounded to the
+        module's dtypes where they are others. After an error the module may hold parts of both tasks; load again.
+
+        Args:
+            module: A torch.nn.Module of the class that the tasks were saved from, on any device.
+            task: The task.
+
+        Raises:
+            MismatchError: The module lacks a tensor of the task, has one of another shape, or has one that the task lacks.
+            CheckpointError: The bundle is damaged.
+        """
+        import torch
+
+        entries = self.checkpoint(task).tensors
+        state = module.state_dict(keep_vars=True)
+        _check_fit(entries, state, task)
+        before = self._resident.pop(module, None)
+        changed = None if before is None else self._changed(before) | self._changed(task)
+        wanted = [(e, state[n]) for n, e in entries.items() if changed is None or n in changed]
+        with torch.no_grad(), ThreadPoolExecutor(usable_threads(), "weightsmith") as pool:
+            written = sum(pool.map(lambda item: _write(*item), wanted))
+        self._resident[module] = task
+        return written
+
+    def _changed(self, task: str) -> set[str]:
+        """Return the tensors in which a task differs from the base."""
+        return {n for n, e in self.checkpoint(task).tensors.items() if e.packed is not None}
+
+    def _entry(self, task: str, name: str) -> Entry:
+        tensors = self.checkpoint(task).tensors
+        if name not in tensors:
+            raise ArgumentError(f"task '{task}' has no tensor '{shown(name)}'", do=nearest(name, list(tensors)))
+        return tensors[name]
+
+
+def _check_fit(entries: Mapping[str, Entry], state: Mapping[str, Any], task: str) -> None:
+    """Refuse a module whose tensors are not the task's; those that share storage with one of them may be missing there."""
+    faults = [f"tensor '{shown(n)}' of the task is not in the module" for n in entries if n not in state]
+    faults += [
+        f"tensor '{shown(n)}' has shape {e.shape} in the task and {tuple(state[n].shape)} in the module"
+        for n, e in entries.items()
+        if n in state and tuple(state[n].shape) != e.shape
+    ]
+    held = {state[n].data_ptr() for n in entries if n in state}
+    faults += [
+        f"tensor '{shown(n)}' of the module is not in the task"
+        for n, t in state.items()
+        if n not in entries and t.data_ptr() not in held
+    ]
+    if faults:
+        raise_all(
+            faults,
+            MismatchError,
+            f"task '{task}' does not fit the module",
+            "Give a module of the class it was saved from",
+        )
+
+
+def _write(entry: Entry, target: Any) -> int:
+    """Write a tensor's values into a torch tensor: its bytes in place where it holds just such, else through pieces."""
+    import torch
+
+    stored = getattr(torch, _TORCH[entry.dtype])
+    flat = target.detach()
+    with Files() as files:
+        if flat.device.type == "cpu" and flat.dtype == stored and flat.is_contiguous():
+            raw = flat.reshape(-1).view(torch.uint8).numpy() if entry.nbytes else np.empty(0, np.uint8)
+            files.entry_into(entry, 0, raw.data)
+            return entry.nbytes
+        for rows, raw in _pieces(entry, files):
+            values = torch.from_numpy(raw).view(stored)
+            if not entry.shape:
+                flat.copy_(values.reshape(()))
+            else:
+                flat[rows].copy_(values.reshape(-1, *entry.shape[1:]))
+    return entry.nbytes
+
+
+def _pieces(entry: Entry, files: Files) -> Iterator[tuple[slice, Array]]:
+    """Yield the bytes of a tensor, whole rows of the first axis at a time."""
+    rows = entry.shape[0] if entry.shape else 1
+    width = entry.nbytes // max(1, rows)
+    step = max(1, STEP_BYTES // max(1, width))
+    for start in range(0, rows if entry.nbytes else 0, step):
+        stop = min(start + step, rows)
+        raw = np.empty((stop - start) * width, np.uint8)
+        files.entry_into(entry, start * width, raw.data)
+        yield slice(start, stop), raw

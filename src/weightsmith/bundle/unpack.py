@@ -1,0 +1,151 @@
+"""`unpack`: tasks of a bundle as ordinary checkpoint folders."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightsmith.bundle.pack import reporter
+from weightsmith.checkpoint.bundle import BESIDE, SHARED, Bundle, read_bundle, read_part
+from weightsmith.checkpoint.read import check_unchanged, fingerprint
+from weightsmith.checkpoint.write import Output, lay_out, sha256_file
+from weightsmith.engine.stream import Stream
+from weightsmith.errors import ArgumentError, CheckpointError, shown
+from weightsmith.plan import Options, Plan, make_plan
+from weightsmith.produce import produce
+from weightsmith.record import finish
+from weightsmith.run import Progress, check_target, make_recipe
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What was written.
+
+    Attributes:
+        folders: Task to its folder.
+        bytes_written: Of tensors.
+        seconds: Wall time.
+    """
+
+    folders: dict[str, Path]
+    bytes_written: int
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """Return the result as plain data, for --json."""
+        return {
+            "folders": {task: str(path) for task, path in self.folders.items()},
+            "bytes_written": self.bytes_written,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def find_task(reference: str | Path) -> tuple[Path, str | None]:
+    """Return the bundle's folder and the task that `BUNDLE#TASK` names; no task for `BUNDLE`."""
+    text = os.fspath(reference)
+    if os.path.lexists(os.path.expanduser(text)):
+        return Path(os.path.expanduser(text)), None
+    folder, mark, task = text.rpartition("#")
+    return Path(os.path.expanduser(folder if mark else text)), task if mark else None
+
+
+def plan_unpack(
+    reference: str | Path, out: str | Path, *, options: Options | None = None, force: bool = False
+) -> dict[str, tuple[Plan, Path]]:
+    """Open the tasks, from headers alone, and say where each would be written; see `unpack`."""
+    folder, task = find_task(reference)
+    if not folder.is_dir():
+        raise ArgumentError(f"'{shown(reference)}' does not exist", expected="BUNDLE or BUNDLE#TASK")
+    bundle = read_bundle(folder)
+    if task is not None:
+        bundle.place(task)
+    plans = {}
+    for name in bundle.tasks if task is None else [task]:
+        recipe = make_recipe("passthrough", models=[f"{folder}#{name}"])
+        plan = make_plan(recipe, options)
+        place = Path(out) / name if task is None else Path(out)
+        check_target(plan, place, force=force)
+        plans[name] = plan, place
+    return plans
+
+
+def unpack(
+    reference: str | Path,
+    out: str | Path,
+    *,
+    options: Options | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Unpacked:
+    """Write a task of a bundle as a checkpoint folder, or all tasks, each into a folder of its name.
+
+    The bytes are those that `BUNDLE#TASK` reads as; the bundle's files are checked by SHA-256 meanwhile.
+
+    Args:
+        reference: `BUNDLE#TASK`, or `BUNDLE` for all tasks.
+        out: The new folder; for all tasks the folder of their folders. Each appears complete or not at all.
+        options: Memory, threads and the like.
+        force: Replace older outputs, each once the new one is complete.
+        progress: Called with (stage, bytes done, bytes in all).
+
+    Raises:
+        ArgumentError, CheckpointError, MismatchError, ResourceError: See `errors`; of the task nothing is published.
+
+    The same on the command line: weightsmith unpack BUNDLE#math OUT
+    """
+    began = time.perf_counter()
+    plans = plan_unpack(reference, out, options=options, force=force)
+    bundle = read_bundle(find_task(reference)[0])
+    report = reporter(progress, sum(p.bytes_written for p, _ in plans.values()))
+    for task, (plan, place) in plans.items():
+        _write(plan, place, bundle, task, report)
+    written = sum(p.bytes_written for p, _ in plans.values())
+    return Unpacked({t: place for t, (_, place) in plans.items()}, written, time.perf_counter() - began)
+
+
+def _write(plan: Plan, out: Path, bundle: Bundle, task: str, report: Any) -> None:
+    before = [fingerprint(c) for c in plan.inputs]
+    tensors = [(w.name, w.dtype, w.shape, w.inputs[0].nbytes) for w in plan.works]
+    shards = lay_out(tensors, plan.recipe.shard_bytes, {"format": "pt"})
+    with ThreadPoolExecutor(1, "weightsmith-check") as checker, Stream(plan.job, 1) as stream:
+        checked = checker.submit(check_files, bundle, task)
+        with Output(out, shards) as output:
+            produce(plan, stream, shards, {}, output, lambda n: report("unpack", n))
+            checked.result()
+            for prints in before:
+                check_unchanged(prints)
+            finish(plan, output, before, code=False, digest_inputs=False)
+            output.publish()
+
+
+def check_files(bundle: Bundle, task: str) -> None:
+    """Compare the files that a task is formed from with the sizes and SHA-256 of the manifests; those of the base aside.
+
+    Raises:
+        CheckpointError: A file is missing or another one; the message names it.
+    """
+    place = bundle.place(task)
+    shared = bundle.content["shared"]
+    files = [(place / f["file"], f) for f in read_part(bundle, task)["files"]]
+    files += [(bundle.folder / SHARED, shared)] if shared is not None else []
+    for path, stated in files:
+        if not path.is_file() or path.stat().st_size != stated["bytes"] or sha256_file(path) != stated["sha256"]:
+            raise CheckpointError(
+                f"file '{shown(path)}' of task '{task}'",
+                expected=f"{stated['bytes']} bytes with the SHA-256 that the bundle states",
+                got="another file" if path.is_file() else "none",
+                do="Restore it, or pack the task again",
+            )
+    there = {p.relative_to(place).as_posix() for p in (place / BESIDE).rglob("*") if p.is_file()}
+    added = sorted(there - {f["file"] for f in read_part(bundle, task)["files"]})
+    if added:
+        raise CheckpointError(
+            f"file '{shown(place / added[0])}' of task '{task}'",
+            expected="the files that the bundle states",
+            got="one more",
+            do="Remove it",
+        )
