@@ -124,10 +124,8 @@ def mask_lambdas(session: Session, count: int, merged: str) -> list[float]:
             packed(session, count, "validation", "tall_masks", {"merged": merged, "mask_lambda": value})[0]
             for value in MASK_LAMBDAS
         ]
-        known = [
-            MASK_LAMBDAS[max(range(len(tried)), key=lambda i, name=name: (tried[i][name], -i))]
-            for name in session.names[:count]
-        ]
+        by_task = [[scores[name] for scores in tried] for name in session.names[:count]]
+        known = [MASK_LAMBDAS[values.index(max(values))] for values in by_task]
         session.lambdas[count, merged] = known
     return known
 

@@ -79,6 +79,11 @@ class _Sampler(threading.Thread):
                 return
 
 
+def _environment() -> dict[str, str]:
+    """Return this process's variables, less the one that makes the interpreter compile sources anew each time."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Cost:
     """Run a command to its end.
 
@@ -96,7 +101,7 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, **(environment or {})},
+            env={**_environment(), **(environment or {})},
         )
         sampler = _Sampler(process.pid)
         sampler.start()

@@ -64,9 +64,10 @@ def produce(
             for tile in stream.tiles(piece):
                 values = worker.compute(tile, statistics, position + tile.start)
                 stop = place + values.size * width
-                worker.store(tile.work, tile.start, values, buffer[place:stop])
+                part = buffer[place:stop]
+                worker.store(tile.work, tile.start, values, part)
                 if tile.work.is_masked:
-                    buffer[place:stop] = keep_outside(worker.files, tile.work, tile.start, tile.stop, buffer[place:stop])
+                    part[:] = keep_outside(worker.files, tile.work, tile.start, tile.stop, part)
                 place = stop
         return chunk, buffer
 

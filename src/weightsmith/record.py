@@ -47,7 +47,7 @@ def finish(
     output.write_text("README.md", card)
     return write_record(
         output,
-        plan.inputs,
+        plan.opened,
         before,
         {"recipe": recipe, "method": plan.method.name, "parameters": _plain_parameters(plan)},
         {

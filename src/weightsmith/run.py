@@ -66,6 +66,7 @@ def merge(
     coefficients: Sequence[float] | None = None,
     copy: Sequence[str] = (),
     drop: Sequence[str] = (),
+    mask: str | Path | None = None,
     dtype: str | None = None,
     tokenizer: str | None = None,
     shard_size: str | int = DEFAULT_SHARD_BYTES,
@@ -87,6 +88,7 @@ def merge(
         coefficients: One factor per model, for the methods that take them.
         copy: Globs of tensors taken from the first input unmerged.
         drop: Globs of tensors that the first input lacks and that are left out.
+        mask: BOOL tensors with the output's names: the merge is inside, the first input's bytes stay outside.
         dtype: Output dtype: float64, float32, float16 or bfloat16; default: as in the first input.
         tokenizer: The output's vocabulary where the models' differ: "base", "union" or one of the models.
         shard_size: Bytes per output file, a number or such as "5GB".
@@ -105,7 +107,7 @@ def merge(
     """
     options, found = options or Options(), Gathered()
     if not isinstance(method, Recipe) and _is_file(method) and is_dialect(method):
-        given = (base, models, coefficients, copy, drop, dtype, tokenizer, parameters)
+        given = (base, models, coefficients, copy, drop, mask, dtype, tokenizer, parameters)
         if any(given) or shard_size != DEFAULT_SHARD_BYTES:
             raise _beside_recipe()
         writing = {"force": force, "code": code, "digest_inputs": digest_inputs, "progress": progress}
@@ -119,6 +121,7 @@ def merge(
         coefficients=coefficients,
         copy=copy,
         drop=drop,
+        mask=mask,
         dtype=dtype,
         tokenizer=tokenizer,
         shard_size=shard_size,
@@ -181,6 +184,7 @@ def make_recipe(
     coefficients: Sequence[float] | None = None,
     copy: Sequence[str] = (),
     drop: Sequence[str] = (),
+    mask: str | Path | None = None,
     dtype: str | None = None,
     tokenizer: str | None = None,
     shard_size: str | int = DEFAULT_SHARD_BYTES,
@@ -193,7 +197,7 @@ def make_recipe(
     `origin` tells options of the command line from arguments; `found` receives the faults of a file, see `parse_recipe`.
     """
     if isinstance(method, Recipe) or _is_file(method):
-        beside = (base, models, coefficients, copy, drop, dtype, tokenizer, parameters)
+        beside = (base, models, coefficients, copy, drop, mask, dtype, tokenizer, parameters)
         if any(beside) or shard_size != DEFAULT_SHARD_BYTES:
             raise _beside_recipe()
         known = known_parameters(METHODS)
@@ -223,6 +227,7 @@ def make_recipe(
         parameters={n: v for n, v in values.items() if n not in per_model(chosen)},
         copy=tuple(copy),
         drop=tuple(drop),
+        mask=None if mask is None else str(mask),
         dtype=None if dtype is None else DTYPES[dtype],
         vocabulary=None if tokenizer is None else Vocabulary(tokenizer),
         shard_bytes=parse_size(shard_size, spelled("shard_size")),
@@ -243,7 +248,7 @@ def execute(
     """Run a plan into `out`; see `merge`."""
     began = time.perf_counter()
     check_target(plan, out, force=force)
-    before = [fingerprint(c) for c in plan.inputs]
+    before = [fingerprint(c) for c in plan.opened]
     done = 0
 
     def report(stage: str, more: int) -> None:
@@ -274,7 +279,7 @@ def execute(
 
 def check_target(plan: Plan, out: Path, *, force: bool) -> None:
     """Refuse an output path that cannot be used, or a disk without room; nothing is touched."""
-    check_place(out, plan.inputs, plan.bytes_written, force=force)
+    check_place(out, plan.opened, plan.bytes_written, force=force)
 
 
 def check_place(out: Path, inputs: Sequence[Checkpoint], nbytes: int, *, force: bool) -> None:

@@ -28,7 +28,7 @@ from weightsmith.matrices import Matrices, as_matrix
 from weightsmith.method import Tile
 from weightsmith.plan import Options, Plan, make_plan
 from weightsmith.plan.headers import find_method
-from weightsmith.produce import reduce_all
+from weightsmith.produce import keep_outside, reduce_all
 from weightsmith.recipe import Origin
 from weightsmith.recipe.text import parse_recipe
 from weightsmith.record import record_digest
@@ -218,12 +218,12 @@ def _recompute(
             told if kept else "some inputs were results of other documents of its recipe, which are not kept"
         )
         return 0
-    if len(plan.inputs) != len(record["inputs"]):
-        findings.append(f"edit.json lists {len(record['inputs'])} inputs; its recipe names {len(plan.inputs)}")
+    if len(plan.opened) != len(record["inputs"]):
+        findings.append(f"edit.json lists {len(record['inputs'])} inputs; its recipe names {len(plan.opened)}")
         return 0
     changed = [
         c.reference
-        for c, old in zip(plan.inputs, record["inputs"], strict=True)
+        for c, old in zip(plan.opened, record["inputs"], strict=True)
         if [(f["size"], f["header_sha256"]) for f in fingerprint(c).values()]
         != [(f["bytes"], f["header_sha256"]) for f in old["files"]]
     ]
@@ -241,17 +241,17 @@ def _recompute(
 
 def _compare_samples(plan: Plan, checkpoint: Checkpoint, findings: list[str]) -> int:
     compared = 0
-    with Stream(plan.job, len(plan.inputs)) as stream:
+    with Stream(plan.job, len(plan.inputs)) as stream, Files() as files:
         found = reduce_all(plan, stream, lambda more: None)
         for work, start, stop in _samples(plan, stream):
             entry = checkpoint.tensors[work.name]
+            width = 1 if work.parameters is None else stored_bytes(work.dtype)
             if work.parameters is None:
-                width = 1
                 expected = _bytes(work.inputs[0], start, stop)
             else:
-                width = stored_bytes(work.dtype)
                 statistics, position = found.get(work.name, (None, 0))
-                expected = _computed(plan, work, start, stop, statistics, position)
+                merged = _computed(plan, work, start, stop, statistics, position)
+                expected = keep_outside(files, work, start, stop, merged)
             actual = _bytes(entry, start * width, stop * width)
             compared += stop - start
             if not np.array_equal(expected.view(np.uint8), actual):

@@ -203,12 +203,25 @@ def test_any_cut_reads_the_same(pack_all, encoding):
     with Files() as files:
         whole = np.empty(entry.nbytes, np.uint8)
         files.entry_into(entry, 0, whole.data)
-        for step in (4, 4 * 65_536, 4 * 65_537, 100_000):
+        for step in (4, 4 * 4096, 4 * 65_536, 4 * 65_537, 100_000):
             starts = range(0, entry.nbytes, step) if step > 4 else (0, 4 * 65_535, 4 * 65_536, entry.nbytes - 4)
             for start in starts:
                 piece = np.empty(min(step, entry.nbytes - start), np.uint8)
                 files.entry_into(entry, start, piece.data)
                 assert np.array_equal(piece, whole[start : start + len(piece)])
+
+
+def test_a_frame_that_is_read_in_parts_is_formed_once(pack_all, monkeypatch):
+    from weightsmith.checkpoint import packed
+
+    entry = open_checkpoint(f"{pack_all('compeft')}#a").tensors["model.embed_tokens.weight"]
+    formed, fill = [], packed._fill
+    monkeypatch.setattr(packed, "_fill", lambda *given: (formed.append(given[2]), fill(*given)))
+    piece = np.empty(4 * 4096, np.uint8)
+    with Files() as files:
+        for start in range(0, entry.nbytes - len(piece), len(piece)):
+            files.entry_into(entry, start, piece.data)
+    assert formed == [0, 65_536]
 
 
 def test_other_dtypes_shapes_and_names(save_raw, tmp_path, read_task):

@@ -84,6 +84,21 @@ def test_damage_is_found_while_streaming(pack_all, tmp_path, file):
     unpack(f"{bundle}#a", tmp_path / "out")
 
 
+@pytest.mark.parametrize("file", ["part.safetensors", "part.json"])
+def test_a_damaged_task_does_not_keep_the_others(pack_all, tmp_path, file, tasks, load_arrays):
+    bundle = pack_all("lossless")
+    path = next((bundle / "tasks").glob("*-b")) / file
+    path.write_bytes(path.read_bytes()[:-9] + b"123456789")
+    with pytest.raises(WeightsmithError, match="all tasks but these are unpacked") as error:
+        unpack(bundle, tmp_path / "all")
+    assert error.value.exit_code == 3
+    assert "task 'b'" in str(error.value)
+    assert file in str(error.value)
+    assert sorted(p.name for p in (tmp_path / "all").iterdir()) == ["a", "c"]
+    found = load_arrays(tmp_path / "all" / "c")
+    assert all(found[n].tobytes() == a.tobytes() for n, a in tasks["c"].items())
+
+
 def test_places_that_cannot_be_used(pack_all, tmp_path):
     bundle = pack_all("lossless", models=("a",))
     (tmp_path / "there").mkdir()

@@ -118,7 +118,7 @@ def test_damage_is_told_without_a_traceback(command, words, tmp_path):
     assert command("verify", tmp_path / "bundle", "--quiet").code == 1
 
 
-@pytest.mark.parametrize("wanted", [("--min-fidelity", "0.9"), ("--bits-per-weight", "4"), ("--budget", "6KB")])
+@pytest.mark.parametrize("wanted", [("--min-fidelity", "0.9"), ("--bits-per-weight", "40"), ("--budget", "30KB")])
 def test_without_an_encoding(command, words, wanted, tmp_path):
     ran = command("pack", *wanted, *words, "--json")
     assert ran.code == 0, ran.err

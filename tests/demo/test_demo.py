@@ -6,6 +6,7 @@ import pytest
 from weightsmith.demo import demo
 from weightsmith.demo.evaluate import TRIALS
 from weightsmith.demo.model import Shape
+from weightsmith.demo.storing import CHOSEN, ENCODED, SHARE
 from weightsmith.demo.tasks import TASKS
 from weightsmith.demo.train import Settings
 from weightsmith.errors import ArgumentError, WeightsmithError
@@ -15,7 +16,7 @@ pytest.importorskip("sklearn")
 
 package = importlib.import_module("weightsmith.demo")  # `weightsmith.demo` itself is the function
 BRIEF = Settings(
-    shape=Shape(width=16, layers=2, attention_heads=2, inner=24), base_images=16, base_epochs=1, expert_epochs=1
+    shape=Shape(width=32, layers=2, attention_heads=2, inner=64), base_images=16, base_epochs=1, expert_epochs=1
 )
 
 
@@ -25,7 +26,7 @@ def brief(out, *, seed=0, force=False, say=None, trials=TRIALS):
 
 def without_seconds(found):
     if isinstance(found, dict):
-        return {k: without_seconds(v) for k, v in found.items() if k != "seconds"}
+        return {k: without_seconds(v) for k, v in found.items() if not k.endswith("seconds")}
     return [without_seconds(v) for v in found] if isinstance(found, list) else found
 
 
@@ -38,7 +39,8 @@ def made(tmp_path_factory):
 
 def test_everything_is_written_and_measured(made):
     out, results, said = made
-    assert sorted(p.name for p in out.iterdir()) == ["checkpoints", "merged", "report.html", "results.json"]
+    written = ["bundles", "checkpoints", "localize.html", "merged", "report.html", "results.json"]
+    assert sorted(p.name for p in out.iterdir()) == written
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == sorted(["base", *(t.name for t in TASKS[-3:])])
     assert sorted(p.name for p in (out / "merged").iterdir()) == sorted(t.method for t in TRIALS)
     assert json.loads((out / "results.json").read_text()) == results
@@ -57,6 +59,36 @@ def test_bytes_are_those_of_the_files(made):
     each = [(out / "merged/wise_ft" / t.name / "model.safetensors").stat().st_size for t in TASKS[-3:]]
     assert rows["wise_ft"]["bytes"] == sum(each)
     assert rows["tall_masks"]["bytes_are"] == "formula"
+
+
+def test_every_bundle_is_written_and_measured(made):
+    out, results, _ = made
+    assert [row["encoding"] for row in results["bundles"]] == [*ENCODED, CHOSEN]
+    assert sorted(p.name for p in (out / "bundles").iterdir()) == sorted([*ENCODED, CHOSEN])
+    rows = {row["encoding"]: row for row in results["bundles"]}
+    assert rows["lossless"]["accuracy"] == results["methods"][1]["accuracy"]
+    base = (out / "checkpoints/base/model.safetensors").stat().st_size
+    for name, row in rows.items():
+        stored = sum(p.stat().st_size for p in (out / "bundles" / name).rglob("*.safetensors"))
+        assert row["stored_bytes"] == stored
+        assert row["bytes"] == base + stored
+        assert row["bits_per_weight"] == pytest.approx(8 * stored / (3 * results["trained"]["weights"]))
+    assert rows[CHOSEN]["stored_bytes"] <= SHARE * rows["tall_masks"]["stored_bytes"]
+
+
+def test_tasks_in_the_lossless_bundle_are_the_experts_bit_for_bit(made):
+    from weightsmith import compare
+
+    out = made[0]
+    for task in TASKS[-3:]:
+        found = compare(out / "checkpoints" / task.name, f"{out}/bundles/lossless#{task.name}")
+        assert not found.differs
+
+
+def test_the_page_of_the_tasks_holds_their_scores(made):
+    text = (made[0] / "localize.html").read_text()
+    assert "The causal check" in text
+    assert TASKS[-1].name in text
 
 
 def test_same_seed_same_results_apart_from_seconds(made, tmp_path):

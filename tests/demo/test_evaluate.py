@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from weightsmith.demo.evaluate import LEFT_OUT, TRIALS, normalized, run_merge, shared_bytes
+from weightsmith.demo.evaluate import LEFT_OUT, TRIALS, normalized, run_command, shared_bytes
 from weightsmith.errors import WeightsmithError
 from weightsmith.merge import METHODS
 
@@ -27,7 +27,7 @@ def test_shared_bytes_rounds_the_masks_up():
 
 def test_a_failing_command_is_reported_and_nothing_is_printed(capsys):
     with pytest.raises(WeightsmithError, match="merge ties failed"):
-        run_merge(["merge", "ties", "--base", "nowhere", "--model", "nothing", "--out", "never"])
+        run_command(["merge", "ties", "--base", "nowhere", "--model", "nothing", "--out", "never"])
     assert capsys.readouterr() == ("", "")
 
 
@@ -36,7 +36,7 @@ def test_an_interrupt_in_a_command_stops_the_demo(monkeypatch):
         sys.modules["weightsmith.cli"] if "weightsmith.cli" in sys.modules else _cli(), "main", lambda _: 130
     )
     with pytest.raises(KeyboardInterrupt):
-        run_merge(["merge", "ties"])
+        run_command(["merge", "ties"])
 
 
 def _cli():

@@ -4,7 +4,7 @@ import re
 import pytest
 from rich.console import Console
 
-from weightsmith.demo.page import layer_counts, page, table
+from weightsmith.demo.page import bundle_table, layer_counts, page, table
 
 HOSTILE = "<script>alert('x')</script>\"'&\x1b[31m"
 
@@ -27,9 +27,23 @@ def row(method, serves, accuracy, share, **others):
     }
 
 
-def printed(results):
+def stored(encoding, nbytes, share):
+    return {
+        "encoding": encoding,
+        "mean_accuracy": share,
+        "normalized_accuracy": share,
+        "bytes": 100_000 + nbytes,
+        "stored_bytes": nbytes,
+        "bits_per_weight": nbytes / 10_000,
+        "pack_seconds": 1.25,
+        "unpack_seconds": 0.5,
+        "commands": [f"weightsmith pack {encoding}"],
+    }
+
+
+def printed(results, of=table):
     console = Console(width=80, file=io.StringIO())
-    console.print(table(results))
+    console.print(of(results))
     return console.file.getvalue()
 
 
@@ -69,6 +83,7 @@ def results():
             ),
             row("tall_masks", "one task", {HOSTILE: 1.0, "odd": 1.0}, 1.25, bytes_are="formula"),
         ],
+        "bundles": [stored("tall_masks", 23_456, 0.97), stored("chosen", 12_345, 0.985)],
         "agreement": {"mask_lambda": 0.4, "tasks": 2, **layer_counts(counts)},
         "seconds": 3.0,
     }
@@ -94,7 +109,7 @@ def test_hostile_names_are_escaped(results):
 
 
 def test_the_page_loads_nothing_and_forbids_loading(results):
-    found = page(results)
+    found = page(results).replace(' href="localize.html"', "", 1)
     assert re.search(r"https?:|//[a-z]|url\(|@import|\ssrc=|\shref=", found) is None
     assert "Content-Security-Policy" in found
     assert "default-src 'none'" in found
@@ -105,8 +120,21 @@ def test_the_page_holds_the_numbers(results):
     found = page(results)
     for text in ("75.0 %", "125.0 %", "1,234,567 *", "weightsmith demo --seed 7", "lambda 0.5", "0.12"):
         assert text in found
-    assert found.count("<svg") == 2
+    assert found.count("<svg") == 3
     assert re.search(r'<td class="none">', found)
+
+
+def test_the_page_says_that_a_bundle_is_better_only_where_it_is(results):
+    assert "its tasks are better" in page(results)
+    results["bundles"][1]["normalized_accuracy"] = 0.97
+    assert "its tasks are better" not in page(results)
+    results["bundles"][1] |= {"normalized_accuracy": 0.98, "stored_bytes": 23_456}
+    assert "its tasks are better" not in page(results)
+
+
+def test_bundles_in_a_terminal(results):
+    text = printed(results, bundle_table)
+    assert re.search(r"tall_masks +123,456 +2.35 +97.0 % +1.25 s +0.50 s", text)
 
 
 def test_same_results_same_page(results):

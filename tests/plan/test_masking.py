@@ -73,6 +73,7 @@ def test_on_the_command_line(tmp_path, family, mask, ties_words, command):
     words = [w for w in words if w not in ("--out", str(tmp_path / "out"))]
     found = json.loads(command(*words, "--mask", mask, "--json").out)
     assert found["mask"] == str(mask)
+    assert f"inside the mask {mask} alone" in command(*words, "--mask", mask).out
 
 
 def test_a_mask_that_changed_is_noticed(tmp_path, family, mask, save_raw):

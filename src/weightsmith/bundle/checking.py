@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from weightsmith.budget import usable_threads
-from weightsmith.bundle.unpack import check_files
+from weightsmith.bundle.unpack import check_files, check_shared
 from weightsmith.checkpoint.bundle import MANIFEST, Bundle, open_stated_base, read_bundle, read_part
 from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, Entry
 from weightsmith.checkpoint.packed import element_bytes
@@ -61,11 +61,20 @@ def check_bundle(folder: Path, options: Options, progress: Callable[[str, int, i
     except WeightsmithError as error:
         return Checked((str(error),), ("the base cannot be used",), 0, 0, 0, 0)
     files += _check_base(bundle, [*base.files], findings)
+    is_damaged = False
+    try:
+        check_shared(bundle)
+        files += bundle.content["shared"] is not None
+    except WeightsmithError as error:
+        findings.append(f"{error} Tasks that need it are not rebuilt")
+        is_damaged = True
     for task in bundle.tasks:
         try:
             check_files(bundle, task)
             part = read_part(bundle, task)
             files += len(part["files"]) + 1
+            if is_damaged and any(t["shared"] for item in part["tensors"] for t in item["terms"]):
+                continue
             model = open_checkpoint(f"{folder}#{task}")
             stated = {item["name"]: item.get("sha256") for item in part["tensors"]}
             found = _rebuild(model.tensors, stated, options, progress, task)

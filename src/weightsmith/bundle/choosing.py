@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from weightsmith.bundle.candidates import EXACT, Choice, Measured, choose, measure
 from weightsmith.bundle.planning import Packing, PackPlan, plan_pack
 from weightsmith.checkpoint.entry import Checkpoint, Entry
@@ -89,7 +91,7 @@ def _measure(plan: PackPlan, report: Callable[[str, int], None]) -> dict[str, di
         at = tried.settings.index(EXACT)
         return Measured((EXACT,), (tried.errors[at],), (tried.sizes[at],), tried.norm)
 
-    with Stream(_job(packing, plan.tasks), 3, FRAME) as stream:
+    with Stream(_job(packing, plan.tasks), 3, FRAME) as stream, threadpool_limits(1, "blas"):
         for (task, entry), one in zip(items, stream.in_order(items, run), strict=True):
             found[task][entry.name] = one
             report("try", entry.nbytes)

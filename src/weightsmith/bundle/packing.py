@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from weightsmith.bundle.planning import Packing, frames_of
 from weightsmith.bundle.sharing import Report, scales_key, shared_vector, vector_key
@@ -115,7 +116,7 @@ def write_task(
     found = _statistics(packing, items, report)
     job = packing.job(packing.encoding.packing, 3)
     listed: list[dict[str, Any]] = []
-    with PieceWriter(path, longest) as writer, Stream(job, 3, FRAME) as stream:
+    with PieceWriter(path, longest) as writer, Stream(job, 3, FRAME) as stream, threadpool_limits(1, "blas"):
 
         def code(worker: Worker, run: _Run) -> _Coded:
             if run.item.is_left:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from weightsmith.bundle.planning import Packing
 from weightsmith.checkpoint.bundle_write import PieceWriter
@@ -168,7 +169,7 @@ def shared_vector(name: str, pieces: Mapping[str, Entry]) -> Entry | None:
 def _write_gathered(packing: Packing, works: Sequence[Work], writer: PieceWriter, report: Report) -> None:
     """Write other arrays that tasks share of each matrix, in float32."""
     job = packing.job(packing.encoding.packing, 2)
-    with Stream(job, 2, FRAME) as stream:
+    with Stream(job, 2, FRAME) as stream, threadpool_limits(1, "blas"):
 
         def make(worker: Worker, work: Work) -> Mapping[str, Array]:
             base = numbers(worker, stream.tile, work.inputs[0])

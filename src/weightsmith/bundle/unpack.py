@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from weightsmith.checkpoint.bundle import BESIDE, SHARED, Bundle, read_bundle, r
 from weightsmith.checkpoint.read import check_unchanged, fingerprint
 from weightsmith.checkpoint.write import Output, lay_out, sha256_file
 from weightsmith.engine.stream import Stream
-from weightsmith.errors import ArgumentError, CheckpointError, shown
+from weightsmith.errors import ArgumentError, CheckpointError, WeightsmithError, raise_all, shown
 from weightsmith.plan import Options, Plan, make_plan
 from weightsmith.produce import produce
 from weightsmith.record import finish
@@ -54,9 +55,17 @@ def find_task(reference: str | Path) -> tuple[Path, str | None]:
 
 
 def plan_unpack(
-    reference: str | Path, out: str | Path, *, options: Options | None = None, force: bool = False
+    reference: str | Path,
+    out: str | Path,
+    *,
+    options: Options | None = None,
+    force: bool = False,
+    faults: dict[str, WeightsmithError] | None = None,
 ) -> dict[str, tuple[Plan, Path]]:
-    """Open the tasks, from headers alone, and say where each would be written; see `unpack`."""
+    """Open the tasks, from headers alone, and say where each would be written; see `unpack`.
+
+    With `faults`, a task of several that is damaged is put there with the reason, in place of being raised.
+    """
     folder, task = find_task(reference)
     if not folder.is_dir():
         raise ArgumentError(f"'{shown(reference)}' does not exist", expected="BUNDLE or BUNDLE#TASK")
@@ -66,7 +75,13 @@ def plan_unpack(
     plans = {}
     for name in bundle.tasks if task is None else [task]:
         recipe = make_recipe("passthrough", models=[f"{folder}#{name}"])
-        plan = make_plan(recipe, options)
+        try:
+            plan = make_plan(recipe, options)
+        except CheckpointError as error:
+            if faults is None or task is not None:
+                raise
+            faults[name] = error
+            continue
         place = Path(out) / name if task is None else Path(out)
         check_target(plan, place, force=force)
         plans[name] = plan, place
@@ -93,53 +108,73 @@ def unpack(
         progress: Called with (stage, bytes done, bytes in all).
 
     Raises:
-        ArgumentError, CheckpointError, MismatchError, ResourceError: See `errors`; of the task nothing is published.
+        ArgumentError, CheckpointError, MismatchError, ResourceError: See `errors`; of the task nothing is published. Of
+            several tasks the others are, before a damaged one is told.
 
     The same on the command line: weightsmith unpack BUNDLE#math OUT
     """
     began = time.perf_counter()
-    plans = plan_unpack(reference, out, options=options, force=force)
+    faults: dict[str, WeightsmithError] = {}
+    plans = plan_unpack(reference, out, options=options, force=force, faults=faults)
     bundle = read_bundle(find_task(reference)[0])
     report = reporter(progress, sum(p.bytes_written for p, _ in plans.values()))
-    for task, (plan, place) in plans.items():
-        _write(plan, place, bundle, task, report)
+    with ThreadPoolExecutor(1, "weightsmith-check") as checker:
+        shared = checker.submit(check_shared, bundle)  # once for all tasks
+        for task, (plan, place) in plans.items():
+            own = checker.submit(check_files, bundle, task)
+            try:
+                _write(plan, place, (shared, own), report)
+            except CheckpointError as error:
+                faults[task] = error
+    if faults and len(faults.keys() | plans.keys()) == 1:
+        raise next(iter(faults.values()))
+    if faults:
+        told = [f"task '{task}': {error}" for task, error in faults.items()]
+        raise_all(told, CheckpointError, f"bundle '{shown(bundle.folder)}': all tasks but these are unpacked")
     written = sum(p.bytes_written for p, _ in plans.values())
     return Unpacked({t: place for t, (_, place) in plans.items()}, written, time.perf_counter() - began)
 
 
-def _write(plan: Plan, out: Path, bundle: Bundle, task: str, report: Any) -> None:
+def _write(plan: Plan, out: Path, checked: Sequence[Future[None]], report: Callable[[str, int], None]) -> None:
+    """Write a task; it is published once its files have been checked."""
     before = [fingerprint(c) for c in plan.inputs]
     tensors = [(w.name, w.dtype, w.shape, w.inputs[0].nbytes) for w in plan.works]
     shards = lay_out(tensors, plan.recipe.shard_bytes, {"format": "pt"})
-    with ThreadPoolExecutor(1, "weightsmith-check") as checker, Stream(plan.job, 1) as stream:
-        checked = checker.submit(check_files, bundle, task)
-        with Output(out, shards) as output:
-            produce(plan, stream, shards, {}, output, lambda n: report("unpack", n))
-            checked.result()
-            for prints in before:
-                check_unchanged(prints)
-            finish(plan, output, before, code=False, digest_inputs=False)
-            output.publish()
+    with Stream(plan.job, 1) as stream, Output(out, shards) as output:
+        produce(plan, stream, shards, {}, output, lambda n: report("unpack", n))
+        for check in checked:
+            check.result()
+        for prints in before:
+            check_unchanged(prints)
+        finish(plan, output, before, code=False, digest_inputs=False)
+        output.publish()
+
+
+def check_shared(bundle: Bundle) -> None:
+    """Compare what all tasks share with the size and SHA-256 of bundle.json; CheckpointError where it is another."""
+    if bundle.content["shared"] is not None:
+        _check_file(bundle.folder / SHARED, bundle.content["shared"])
+
+
+def _check_file(path: Path, stated: Mapping[str, Any]) -> None:
+    if not path.is_file() or path.stat().st_size != stated["bytes"] or sha256_file(path) != stated["sha256"]:
+        raise CheckpointError(
+            f"file '{shown(path)}'",
+            expected=f"{stated['bytes']} bytes with the SHA-256 that the bundle states",
+            got="another file" if path.is_file() else "none",
+            do="Restore it, or pack again",
+        )
 
 
 def check_files(bundle: Bundle, task: str) -> None:
-    """Compare the files that a task is formed from with the sizes and SHA-256 of the manifests; those of the base aside.
+    """Compare a task's own files with the sizes and SHA-256 of the manifests.
 
     Raises:
         CheckpointError: A file is missing or another one; the message names it.
     """
     place = bundle.place(task)
-    shared = bundle.content["shared"]
-    files = [(place / f["file"], f) for f in read_part(bundle, task)["files"]]
-    files += [(bundle.folder / SHARED, shared)] if shared is not None else []
-    for path, stated in files:
-        if not path.is_file() or path.stat().st_size != stated["bytes"] or sha256_file(path) != stated["sha256"]:
-            raise CheckpointError(
-                f"file '{shown(path)}' of task '{task}'",
-                expected=f"{stated['bytes']} bytes with the SHA-256 that the bundle states",
-                got="another file" if path.is_file() else "none",
-                do="Restore it, or pack the task again",
-            )
+    for file in read_part(bundle, task)["files"]:
+        _check_file(place / file["file"], file)
     there = {p.relative_to(place).as_posix() for p in (place / BESIDE).rglob("*") if p.is_file()}
     added = sorted(there - {f["file"] for f in read_part(bundle, task)["files"]})
     if added:

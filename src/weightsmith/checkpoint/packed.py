@@ -29,6 +29,7 @@ from weightsmith.tensor.mixed import from_codes
 from weightsmith.tensor.vector import add_scaled
 
 FORMS = (*FRAMED, "dense", "low_rank", "basis")
+KEPT_FRAMES = 16
 Read = Callable[[Entry, int, memoryview], None]  # fill a buffer from a byte of an entry
 
 
@@ -43,10 +44,11 @@ def frame_count(size: int) -> int:
 
 
 class Memo:
-    """What one thread keeps of the terms that it read last: where their frames end, or their factors."""
+    """What one thread keeps of what it read last: where a term's frames end, its factors, frames that were read in part."""
 
     def __init__(self) -> None:
         self._kept: dict[Term, Any] = {}
+        self._frames: dict[tuple[Packed, int], Array] = {}
 
     def get(self, term: Term, make: Callable[[], Any]) -> Any:
         """Return what belongs to a term, made where it is not kept."""
@@ -56,6 +58,16 @@ class Memo:
                 self._kept.clear()
             self._kept[term] = make()
         return self._kept[term]
+
+    def frame(self, packed: Packed, number: int) -> Array | None:
+        """Return the bytes of a frame, where they are kept."""
+        return self._frames.get((packed, number))
+
+    def keep(self, packed: Packed, number: int, raw: Array) -> None:
+        """Keep the bytes of a frame, in place of the oldest ones where there are many."""
+        if len(self._frames) >= KEPT_FRAMES:
+            del self._frames[next(iter(self._frames))]
+        self._frames[packed, number] = raw
 
 
 def rebuild(entry: Entry, packed: Packed, start: int, target: memoryview, read: Read, memo: Memo) -> None:
@@ -72,10 +84,15 @@ def rebuild(entry: Entry, packed: Packed, start: int, target: memoryview, read: 
         begin, end = frame * FRAME, min((frame + 1) * FRAME, entry.nbytes // width)
         low, high = max(first, begin), min(last, end)
         piece = out[(low - first) * width : (high - first) * width]
-        whole = piece if high - low == end - begin else np.empty((end - begin) * width, np.uint8)
-        _fill(entry, packed, begin, end, whole, read, memo)
-        if whole is not piece:
-            piece[:] = whole[(low - begin) * width : (high - begin) * width]
+        if high - low == end - begin:
+            _fill(entry, packed, begin, end, piece, read, memo)
+            continue
+        whole = memo.frame(packed, frame)
+        if whole is None:
+            whole = np.empty((end - begin) * width, np.uint8)
+            _fill(entry, packed, begin, end, whole, read, memo)
+            memo.keep(packed, frame, whole)
+        piece[:] = whole[(low - begin) * width : (high - begin) * width]
 
 
 def _fill(entry: Entry, packed: Packed, begin: int, end: int, out: Array, read: Read, memo: Memo) -> None:

@@ -30,6 +30,9 @@ INPUTS = (
         multiple=True,
         help="Leave out these tensors, which the first input lacks.",
     ),
+    click.Option(
+        ["--mask"], metavar="MASK", help="Merge inside this mask alone; elsewhere the first input's bytes stay."
+    ),
     click.Option(["--dtype"], type=click.Choice(list(DTYPES)), help="Output dtype. Default: as in the first input."),
     click.Option(
         ["--tokenizer"],

@@ -45,8 +45,8 @@ def rounded(
 
     Args:
         task_vector: tau_t = finetuned - base, (n,).
-        step: Of the root mean square of the task vector. Two thirds or more leave most entries 0; ternary vectors are
-            shorter then.
+        step: Of the root mean square of the task vector. From about 1.35 on most entries of a normal vector are 0; ternary
+            vectors are shorter there.
         scope: What the mean is over: the whole model, so that all tensors have one bound, or each tensor.
         tile: Carries D.
 
@@ -64,7 +64,7 @@ def rounded(
         >>> import numpy as np
         >>> part = rounded(np.array([3.0, -1.0, 0.4, 0.0]), step=0.5)
         >>> part.arrays["codes"].tolist(), round(part.settings["scale"], 3)
-        ([4, -1, 1, 0], 0.794)
+        ([4, -1, 1, 0], 0.797)
     """
     size = tile.statistics
     codes = namespace(task_vector).round(task_vector / (size or 1.0)).clip(-LARGEST, LARGEST)

@@ -1,4 +1,4 @@
-"""The demo: train a base and eight experts on handwritten digits, merge them by every method, measure, report."""
+"""The demo: train a base and eight experts on handwritten digits, merge and pack them, measure, report."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.demo.evaluate import TRIALS, Bench, Trial, accuracy, measure_all, reference_rows
+from weightsmith.demo.evaluate import TRIALS, Bench, Trial, accuracies, accuracy, measure_all, reference_rows
 from weightsmith.demo.model import save
-from weightsmith.demo.page import layer_counts, page, table
+from weightsmith.demo.page import LOCALIZED, bundle_table, layer_counts, page, table
+from weightsmith.demo.storing import measure_bundles
 from weightsmith.demo.tasks import PLAIN, SPLITS, TASKS, Task, examples, imported
 from weightsmith.demo.train import Settings, finetune_all, pretrain, reproducible
 from weightsmith.errors import ArgumentError, shown
@@ -23,11 +24,11 @@ from weightsmith.errors import ArgumentError, shown
 if TYPE_CHECKING:
     from weightsmith.demo.tasks import Examples
 
-__all__ = ["demo", "table"]
+__all__ = ["bundle_table", "demo", "table"]
 
 DEFAULT_OUT = "weightsmith-demo"
 MASK_LAMBDA = 0.4
-WRITTEN = ("checkpoints", "merged", "report.html", "results.json")
+WRITTEN = ("bundles", "checkpoints", "merged", LOCALIZED, "report.html", "results.json")
 
 
 def demo(
@@ -37,19 +38,20 @@ def demo(
     progress: Callable[[str], None] | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Train a base and one expert per task, merge them by every method, measure each result, and report.
+    """Train a base and one expert per task, merge and pack them by every method, measure each result, and report.
 
     Args:
         out: The new folder, ./weightsmith-demo by default; a failure leaves nothing of it. Holds
-            checkpoints/base, checkpoints/<task>, merged/<method>, report.html and results.json.
+            checkpoints/base, checkpoints/<task>, merged/<method>, bundles/<encoding>, report.html, localize.html
+            and results.json.
         seed: Decides the split of the digits, the training and the random methods. The same seed gives the same
             results on the same machine, apart from the seconds.
         progress: Called with one line of text per step.
         force: Replace an older demo; nothing else is ever removed.
 
     Returns:
-        What results.json holds: methods with accuracies, bytes and seconds; weights per layer by the number of
-        tasks that need them.
+        What results.json holds: methods and bundles with accuracies, bytes and seconds; weights per layer by the
+        number of tasks that need them.
 
     Raises:
         ArgumentError: seed is negative, or out exists and may not be replaced.
@@ -90,7 +92,9 @@ def _fill(
     with reproducible():
         bench, trained = _train(out, seed, say, settings, tuple(tasks))
         rows = [*reference_rows(bench), *measure_all(bench, trials, say)]
-    say("count the weights that no task, one task and several tasks need")
+        bundles = measure_bundles(bench, say)
+        say("find the weights that no task, one task and several tasks need, and score them")
+        _localize(bench)
     results = {
         "weightsmith_demo": 1,
         "weightsmith": version("weightsmith"),
@@ -100,6 +104,7 @@ def _fill(
         "tasks": [{"name": t.name, "about": t.about, "classes": t.classes} for t in tasks],
         "trained": trained,
         "methods": rows,
+        "bundles": bundles,
         "agreement": _agreement(out, tasks),
         "seconds": time.perf_counter() - began,
     }
@@ -138,6 +143,20 @@ def _train(
         "experts": {"seconds": experts_seconds},
     }
     return Bench(out, data, heads, settings.shape, found, seed), trained
+
+
+def _localize(bench: Bench) -> None:
+    """Write the page that says where the tasks lie, with the score of each task behind its mask."""
+    from weightsmith.localization import localize
+    from weightsmith.report import write_report
+
+    def score(folder: Path, task: str) -> float:
+        return accuracies(bench, folder, [task], "validation")[task]
+
+    models = {e.task.name: bench.out / "checkpoints" / e.task.name for e in bench.tasks}
+    base = bench.out / "checkpoints" / "base"
+    found = localize(base, models, lambdas=MASK_LAMBDA, spectra=True, score=score)
+    write_report(found, bench.out / LOCALIZED)
 
 
 def _agreement(out: Path, tasks: Sequence[Task]) -> dict[str, Any]:

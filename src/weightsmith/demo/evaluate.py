@@ -18,6 +18,7 @@ from weightsmith.plan.headers import find_method
 
 WEIGHT_FILE = "model.safetensors"
 TRIAL = "trial"  # the folder under merged/ that searches use
+FOLDERS = ("checkpoints/", "merged/", "bundles/", "unpacked/")  # what paths in commands begin with
 
 
 @dataclass(frozen=True)
@@ -134,19 +135,20 @@ def normalized(found: Mapping[str, float], experts: Mapping[str, float]) -> floa
     return sum(a / experts[name] for name, a in found.items()) / len(found)
 
 
-def run_merge(arguments: Sequence[str]) -> None:
-    """Run one `weightsmith merge ...` in this process; raise what it says where it fails."""
+def run_command(arguments: Sequence[str]) -> str:
+    """Run one `weightsmith ...` in this process; return what it prints, raise what it says where it fails."""
     from weightsmith.cli import main
 
-    said = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+    printed, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
         code = main(list(arguments))
     if code == 130:
         raise KeyboardInterrupt
     if code == 143:
         raise SystemExit(code)
     if code != 0:
-        raise WeightsmithError(f"demo: weightsmith {arguments[0]} {arguments[1]} failed", got=said.getvalue().strip())
+        raise WeightsmithError(f"demo: weightsmith {' '.join(arguments[:2])} failed", got=said.getvalue().strip())
+    return printed.getvalue()
 
 
 def measure_all(bench: Bench, trials: Sequence[Trial], say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -184,9 +186,9 @@ def _measure(bench: Bench, trial: Trial) -> dict[str, Any]:
         value = _search(bench, trial, group)
         began = time.perf_counter()
         arguments = _arguments(bench, trial, group, value, folder)
-        run_merge(_absolute(bench.out, arguments))
+        run_command(absolute(bench.out, arguments))
         seconds += time.perf_counter() - began
-        found |= _accuracies(bench, folder, group, "test")
+        found |= accuracies(bench, folder, group, "test")
         size += (bench.out / folder / WEIGHT_FILE).stat().st_size
         values += [] if value is None else [value]
         commands.append("weightsmith " + " ".join(arguments))
@@ -215,9 +217,9 @@ def _search(bench: Bench, trial: Trial, group: Sequence[str]) -> float | None:
     best, best_value = -1.0, None
     for value in trial.grid or (None,):
         folder = f"merged/{TRIAL}"
-        run_merge([*_absolute(bench.out, _arguments(bench, trial, group, value, folder)), "--force"])
+        run_command([*absolute(bench.out, _arguments(bench, trial, group, value, folder)), "--force"])
         if value is not None:
-            score = normalized(_accuracies(bench, folder, group, "validation"), bench.experts["validation"])
+            score = normalized(accuracies(bench, folder, group, "validation"), bench.experts["validation"])
             if score > best:
                 best, best_value = score, value
     return best_value
@@ -242,14 +244,13 @@ def _arguments(bench: Bench, trial: Trial, group: Sequence[str], value: float | 
     return [*found, "--out", folder]
 
 
-def _absolute(out: Path, arguments: Sequence[str]) -> list[str]:
+def absolute(out: Path, arguments: Sequence[str]) -> list[str]:
     """Put the demo's folder before the paths, and ask for silence."""
-    at = ("--base", "--model", "--out")
-    pairs = zip(["", *arguments], arguments, strict=False)
-    return [*(str(out / word) if before in at else word for before, word in pairs), "--quiet"]
+    return [*(str(out / word) if word.startswith(FOLDERS) else word for word in arguments), "--quiet"]
 
 
-def _accuracies(bench: Bench, folder: str, group: Sequence[str], split: str) -> dict[str, float]:
+def accuracies(bench: Bench, folder: str | Path, group: Sequence[str], split: str) -> dict[str, float]:
+    """Return the accuracy of the model in a folder, of the demo's or any other, on each of some tasks."""
     weights, shape = load(bench.out / folder)
     chosen = [e for e in bench.tasks if e.task.name in group]
     return {e.task.name: accuracy(weights, bench.heads[e.task.name], shape, e, split) for e in chosen}

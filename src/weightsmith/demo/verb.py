@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from weightsmith.demo import DEFAULT_OUT, demo, table
+from weightsmith.demo import DEFAULT_OUT, bundle_table, demo, table
 
 
 @click.command(
     "demo",
-    short_help="Train, merge and evaluate small models on handwritten digits.",
+    short_help="Train, merge, pack and evaluate small models on handwritten digits.",
     epilog="\b\nExample:\n  weightsmith demo\n\nPython twin: weightsmith.demo(OUT)",
 )
 @click.argument("out", required=False)
@@ -22,9 +22,10 @@ from weightsmith.demo import DEFAULT_OUT, demo, table
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def command(out: str | None, seed: int, force: bool, as_json: bool, quiet: bool) -> None:
     """Train a small transformer and eight experts on scikit-learn's handwritten digits, merge them by every method
-    through this command line, and measure every result on held-out digits.
+    and pack them into bundles through this command line, and measure every result on held-out digits.
 
-    Writes checkpoints, merged models, report.html and results.json to OUT (./weightsmith-demo). Takes about a minute.
+    Writes checkpoints, merged models, bundles, report.html, localize.html and results.json to OUT (./weightsmith-demo).
+    Takes about a minute.
     """
     results = demo(out, seed=seed, force=force, progress=None if quiet else lambda text: click.echo(text, err=True))
     if as_json:
@@ -32,5 +33,7 @@ def command(out: str | None, seed: int, force: bool, as_json: bool, quiet: bool)
         return
     from rich.console import Console
 
-    Console().print(table(results))
+    console = Console()
+    console.print(table(results))
+    console.print(bundle_table(results))
     click.echo(f"Pictures: {Path(out or DEFAULT_OUT) / 'report.html'}")

@@ -47,8 +47,7 @@ class Work:
         layer: Layer number, None outside the layers.
         parameters: The method's checked parameters for this tensor; None to copy the first input's bytes.
         reason: Why it is copied.
-        is_masked: Whether it is merged inside `mask` alone; elsewhere the first input's bytes stay.
-        mask: The mask, BOOL; None where nothing is inside.
+        is_masked: Whether it is merged inside `mask`, BOOL, alone (None: nowhere); elsewhere the first input's bytes stay.
     """
 
     name: str

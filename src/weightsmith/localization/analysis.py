@@ -198,7 +198,8 @@ def _reductions(request: Request, report: Report) -> tuple[Reading, Statistics |
     """Find what the method, the masks and the trimmed vectors need first."""
     plan, works = request.plan, request.plan.merged
     is_whole = request.localizer is not None and request.localizer[0].reach == "matrix"
-    job = request.job(HELD_MATRICES * 8 * max(w.size for w in works) if is_whole else 0)
+    held = 8 * HELD_MATRICES + len(request.tasks)  # bytes for each element of a whole matrix: numbers, and every mask
+    job = request.job(held * max(w.size for w in works) if is_whole else 0)
     passes = 0
     found: Statistics = {}
     if request.merged is None:

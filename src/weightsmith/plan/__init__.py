@@ -15,6 +15,7 @@ from weightsmith.errors import ArgumentError, Gathered, MismatchError, Weightsmi
 from weightsmith.method import Method
 from weightsmith.plan.forecast import make_job, reads, reductions
 from weightsmith.plan.headers import Headers, find_method, read_headers
+from weightsmith.plan.masking import apply_mask
 from weightsmith.plan.matching import UNCHANGED, Dropped, Matched, match_tensors, pattern_faults
 from weightsmith.plan.slicing import Part
 from weightsmith.recipe import Recipe
@@ -61,6 +62,7 @@ class Plan:
         passes: How often the merged tensors are read.
         bytes_read: Over all passes.
         bytes_written: Of the output's tensors.
+        mask: Inside which the merge is; None without one.
     """
 
     recipe: Recipe
@@ -78,6 +80,12 @@ class Plan:
     passes: int
     bytes_read: int
     bytes_written: int
+    mask: Checkpoint | None = None
+
+    @property
+    def opened(self) -> tuple[Checkpoint, ...]:
+        """Every checkpoint that is read: the inputs, and the mask."""
+        return self.inputs if self.mask is None else (*self.inputs, self.mask)
 
     @property
     def merged(self) -> list[Work]:
@@ -112,6 +120,7 @@ class Plan:
         return {
             "method": self.method.name,
             "inputs": [c.reference for c in self.inputs],
+            "mask": self.recipe.mask,
             "compute_dtype": self.recipe.compute_dtype or self.job.compute_dtype,
             "parameters": dict(zip(("shared", "by_tensor"), self.parameters, strict=True)),
             "layers": [[{"model": m, "layer": n} for m, n in sources] for sources in self.layer_sources()],
@@ -159,7 +168,9 @@ def make_plan(recipe: Recipe, options: Options | None = None, found: Gathered | 
     matched, aligned = _match(recipe, method, headers, found)
     found.raise_any()
     parts, inputs = headers.parts, aligned.inputs
-    works = tuple(matched.works)
+    works, mask = tuple(matched.works), None
+    if recipe.mask is not None:
+        mask, works = apply_mask(recipe.mask, method, works, options.follow_symlinks)
     merged = [w for w in works if w.parameters is not None]
     if not merged and not any(w.reason == UNCHANGED for w in works):
         raise MismatchError(f"merge {method.name}: nothing to merge", expected="at least one tensor that is not copied")
@@ -190,6 +201,7 @@ def make_plan(recipe: Recipe, options: Options | None = None, found: Gathered | 
         passes=passes,
         bytes_read=read + copied,
         bytes_written=copied + sum(w.size * stored_bytes(w.dtype) for w in merged),
+        mask=mask,
     )
 
 

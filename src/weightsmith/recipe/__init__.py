@@ -137,6 +137,7 @@ class Recipe:
         parameters: The method's parameters by Python name (`lambda_`), each a plain value or a Schedule.
         copy: Globs of tensors taken from the base unmerged.
         drop: Globs of tensors that only some models have, left out.
+        mask: Reference of a mask: the merge is inside it, the first input's bytes are outside. None for no mask.
         dtype: Output dtype as safetensors names it; None keeps each tensor's dtype in the base.
         compute_dtype: One of COMPUTE_DTYPES: inputs and every step are rounded to it. None for no rounding.
         vocabulary: How vocabularies that differ are brought together; None where they must be the same.
@@ -154,6 +155,7 @@ class Recipe:
     parameters: Settings = field(default_factory=dict)
     copy: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    mask: str | None = None
     dtype: str | None = None
     compute_dtype: str | None = None
     vocabulary: Vocabulary | None = None

@@ -13,6 +13,7 @@
         - 0.3                       # a plain value, last: every other tensor
     copy: ["*.embed_tokens.*"]      # taken from the base unmerged
     drop: ["classifier.*"]          # tensors that only some models have, left out
+    mask: path/to/mask              # merge inside it alone; elsewhere the first input's bytes stay
     dtype: bfloat16                 # default: each tensor's dtype in the base
     compute_dtype: bfloat16         # round inputs and every step to it; default: no rounding before the end
     vocabulary:                     # default: it must be the same in all models
@@ -80,8 +81,8 @@ from weightsmith.strict_yaml import (
 )
 
 KEYS = (
-    "method", "base", "models", "slices", "parameters", "copy", "drop", "dtype", "compute_dtype", "vocabulary",
-    "chat_template", "seed", "shard_size",
+    "method", "base", "models", "slices", "parameters", "copy", "drop", "mask", "dtype", "compute_dtype",
+    "vocabulary", "chat_template", "seed", "shard_size",
 )  # fmt: skip
 MAX_RECIPE_BYTES = 1_000_000
 MAX_SEED = 2**64 - 1
@@ -147,6 +148,7 @@ def parse_recipe(
         parameters=reader.parameters(fields.get("parameters"), "parameters"),
         copy=globs_of(fields.get("copy"), "copy", faults, marks),
         drop=globs_of(fields.get("drop"), "drop", faults, marks),
+        mask=text_of(fields.get("mask"), "mask", faults),
         dtype=DTYPES.get(_word(fields.get("dtype"), "dtype", DTYPES, faults) or ""),
         compute_dtype=_word(fields.get("compute_dtype"), "compute_dtype", COMPUTE_DTYPES, faults),
         vocabulary=_vocabulary(fields["vocabulary"], faults) if "vocabulary" in fields else None,
@@ -320,6 +322,7 @@ def write_recipe(recipe: Recipe) -> str:
     lines += ["parameters:", *_settings_lines(recipe.parameters, "  ")] if recipe.parameters else []
     lines += [f"copy: {flow(recipe.copy)}"] if recipe.copy else []
     lines += [f"drop: {flow(recipe.drop)}"] if recipe.drop else []
+    lines += [] if recipe.mask is None else [f"mask: {flow(recipe.mask)}"]
     if recipe.dtype is not None:
         words = {name: word for word, name in DTYPES.items()}
         lines.append(f"dtype: {flow(words.get(recipe.dtype, recipe.dtype))}")
