@@ -27,15 +27,15 @@ from experts import TASKS, WEIGHTS, Split, accuracy, load_body, load_head, read_
 from weightsmith.bundle.account import Account
 
 MASK_LAMBDAS = (0.2, 0.3, 0.4, 0.5, 0.6)
-COUNTS = (2, 4, 6, 8)
+COUNTS = (2, 4, 6, len(TASKS))
 PLAIN = "tall_masks"  # the setting that budgeted bundles are compared with
 HELD = 0.98  # normalized accuracy that TALL-masks have at most tasks
 # Merged models: parameter and grid, searched at each number of tasks.
 MERGES: dict[str, tuple[str, tuple[float, ...]]] = {
-    "task_arithmetic": ("lambda_", (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)),
-    "ties": ("lambda_", (0.3, 0.5, 0.7, 1.0, 1.4, 1.8)),
-    "consensus": ("lambda_", (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)),
-    "tsv_m": ("lambda_", (0.3, 0.5, 0.7, 1.0, 1.3)),
+    "task_arithmetic": ("lambda_", (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)),
+    "ties": ("lambda_", (0.3, 0.6, 1.0, 1.4, 1.8)),
+    "consensus": ("lambda_", (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)),
+    "tsv_m": ("lambda_", (0.3, 0.6, 1.0, 1.4)),
 }
 # Encoding: what is set beside its defaults. One that is not named here is measured by its defaults.
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -121,7 +121,7 @@ def mask_lambdas(session: Session, count: int, merged: str) -> list[float]:
     known = session.lambdas.get((count, merged))
     if known is None:
         tried = [
-            packed(session, count, "validation", "tall_masks", {"merged": merged, "mask_lambda": value})[0]
+            packed(session, count, "validation", "tall_masks", {"merged": merged, "mask_lambda": [value]})[0]
             for value in MASK_LAMBDAS
         ]
         by_task = [[scores[name] for scores in tried] for name in session.names[:count]]
@@ -214,14 +214,13 @@ def below_plain(session: Session) -> dict[str, Any]:
 
 
 def trend(session: Session, count: int) -> dict[str, Any]:
-    """Measure TALL-masks and every merged model at a number of tasks."""
+    """Measure TALL-masks and every merged model at a number of tasks; at all tasks they are among the rows already."""
+    if count == len(session.names):
+        done = session.results["rows"]
+        return {name: done[name if name == PLAIN else f"merge {name}"] for name in (PLAIN, *MERGES)}
     lambdas = mask_lambdas(session, count, "sum")
-    found: dict[str, Any] = {
-        "tall_masks": {
-            "scores": packed(session, count, "test", "tall_masks", {"mask_lambda": lambdas})[0],
-            "chosen": {"mask_lambda": lambdas},
-        }
-    }
+    scores, _ = packed(session, count, "test", PLAIN, {"mask_lambda": lambdas})
+    found: dict[str, Any] = {PLAIN: {"scores": scores, "chosen": {"mask_lambda": lambdas}}}
     return found | {method: merged_scores(session, count, method) for method in MERGES}
 
 
@@ -235,7 +234,7 @@ def faults(results: Mapping[str, Any]) -> list[str]:
     if all_rows["lossless"]["scores"] != results["experts"]["test"]:
         found.append("lossless: other accuracies than the experts'")
     first, last = (results["trend"][str(count)] for count in (COUNTS[0], COUNTS[-1]))
-    plain = last["tall_masks"]["normalized"]
+    plain = last[PLAIN]["normalized"]
     if plain < HELD:
         found.append(f"tall_masks: {plain:.4f} of the experts' accuracy at {COUNTS[-1]} tasks, {HELD} wanted")
     for method in MERGES:
@@ -262,21 +261,19 @@ def measure(session: Session) -> None:
         results["examples"] = {name: len(split["test"].labels) for name, split in session.splits.items()}
         session.save()
 
-    def finish(into: dict[str, Any], name: str, row: dict[str, Any]) -> None:
+    def finish(name: str, row: dict[str, Any]) -> dict[str, Any]:
         row["normalized"] = mean(session.share(row["scores"], "test"))
-        into[name] = row
         told = f"{row['bits']['measured']:6.3f} bits, " if "bits" in row else ""
         print(f"{name}: {told}{row['normalized']:.4f} of the experts' accuracy", flush=True)
+        return row
 
     for name, run in rows(session).items():
         if name not in results["rows"]:
-            finish(results["rows"], name, run())
+            results["rows"][name] = finish(name, run())
             session.save()
     for count in COUNTS:
         if str(count) not in results["trend"]:
-            each: dict[str, Any] = {}
-            for name, row in trend(session, count).items():
-                finish(each, name, row)
+            each = {name: finish(f"{count} tasks, {name}", row) for name, row in trend(session, count).items()}
             results["trend"][str(count)] = each
             session.save()
 

@@ -51,13 +51,13 @@ class Task:
 
 
 TASKS = (  # in the order in which `bundles.py` adds them
-    Task("cifar10", "cifar10", 700, mirrored=True),
+    Task("cifar10", "cifar10", 600, mirrored=True),
     Task("mnist", "mnist", 400),
     Task("omniglot_a", "omniglot_a", 450),
-    Task("fashion_mnist", "fashion_mnist", 450, mirrored=True),
+    Task("fashion_mnist", "fashion_mnist", 300, mirrored=True),
     Task("cmater_bangla", "cmater_bangla", 350),
-    Task("cifar10_animals", "cifar10", 400, labels=(0, 0, 1, 1, 1, 1, 1, 1, 0, 0), mirrored=True),
-    Task("pneumonia_mnist", "pneumonia_mnist", 300),
+    Task("cifar10_animals", "cifar10", 250, labels=(0, 0, 1, 1, 1, 1, 1, 1, 0, 0), mirrored=True),
+    Task("pneumonia_mnist", "pneumonia_mnist", 200),
     Task("cmater_devanagari", "cmater_devanagari", 300),
 )
 PRETRAINING = (
@@ -65,7 +65,7 @@ PRETRAINING = (
     Task("omniglot_a", "omniglot_a", 500),
     Task("fashion_mnist", "fashion_mnist", 500, mirrored=True),
 )
-PRETRAINING_RATE, RATE = 1e-3, 5e-4
+PRETRAINING_RATE, RATE = 1e-3, 2e-4
 
 
 @dataclass(frozen=True)

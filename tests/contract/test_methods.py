@@ -164,8 +164,8 @@ def test_input_order_is_respected(method):
             np.testing.assert_allclose(back, method(*inputs, task=task), rtol=0, atol=1e-14)
     elif method.name in ("dare_ties", "magmax", "rebase", "robust_signatures"):
         assert not np.array_equal(method(*backward), method(*inputs))
-    else:
-        np.testing.assert_allclose(method(*backward, tile=TILE), method(*inputs, tile=TILE), rtol=0, atol=1e-14)
+    else:  # flag and others iterate
+        np.testing.assert_allclose(method(*backward, tile=TILE), method(*inputs, tile=TILE), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,8 @@ def test_parts_of_a_tensor_are_the_parts_of_its_result(method, drawn, cut, start
 def test_float32_is_near_float64(method, drawn):
     """Where no vote or rank hangs on rounding: models that differ in scale alone."""
     base, tau = drawn[0], np.abs(drawn[1]) + 1
+    if method.name == "arcee_fusion":
+        base = base / 64  # where one entry of a softmax is nearly 1, float32 does not hold the divergence
     tau = np.sort(tau) * (1 + np.arange(tau.size) / 64)
     wide = [base.astype(np.float32).astype(np.float64), tau.astype(np.float32).astype(np.float64)]
     taus = [wide[1], 2 * wide[1], 4 * wide[1]][: method.most]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from weightsmith.arguments import Reals
 from weightsmith.bundle.account import account
 from weightsmith.bundle.kinship import check_kinship
-from weightsmith.bundle.pack import Packed, add_task, reporter
+from weightsmith.bundle.pack import Packed, add_task, new_place, reporter
 from weightsmith.bundle.planning import (
     CHOSEN,
     Packing,
@@ -23,9 +24,10 @@ from weightsmith.bundle.planning import (
     open_task_to_pack,
 )
 from weightsmith.checkpoint.bundle import MANIFEST, SHARED, Bundle, open_stated_base, read_bundle, read_pieces
-from weightsmith.checkpoint.bundle_write import sync_tree, write_json
+from weightsmith.checkpoint.bundle_write import changing, sync_tree, write_manifest
 from weightsmith.checkpoint.entry import Entry
 from weightsmith.checkpoint.read import check_unchanged, fingerprint, open_stored
+from weightsmith.checkpoint.write import failed, sync
 from weightsmith.errors import ArgumentError, ResourceError, shown
 from weightsmith.plan import Options
 from weightsmith.run import Progress
@@ -82,7 +84,7 @@ def plan_add(
     given = {n: v for n, v in parameters.items() if v is not None}
     if is_own:
         stated = {n: v for n, v in content["parameters"].items() if n in chosen.parameters and n not in given}
-        per_task = {n for n, v in stated.items() if isinstance(chosen.parameters[n].kind, Reals) and v and len(v) > 1}
+        per_task = {n for n, v in stated.items() if isinstance(chosen.parameters[n].kind, Reals) and isinstance(v, list) and len(v) > 1}
         given |= {n: tuple(v) if isinstance(v, list) else v for n, v in stated.items() if n not in per_task}
     base = open_stated_base(found, open_stored, fingerprint)
     checked = chosen.check(given, len(named))
@@ -125,27 +127,34 @@ def add(
 def execute_add(bundle: Bundle, plan: PackPlan, *, progress: Progress | None = None) -> Packed:
     """Add tasks to a bundle; see `add`."""
     began = time.perf_counter()
-    content, folder = dict(bundle.content), bundle.folder
-    pieces: dict[str, Entry] = {}
-    if plan.packing.encoding.has_shared:
-        pieces = read_pieces(folder / SHARED, folder)
-    for task, model in plan.tasks.items():
-        check_kinship(plan.packing, task, model)
+    folder, placed = bundle.folder, list[Path]()
     report = reporter(progress, plan.bytes_read)
-    there = {p.name for p in (folder / "tasks").glob("*")}
-    try:
+    with changing(folder) as work:
+        _check_unchanged(bundle)
+        pieces: dict[str, Entry] = {}
+        if plan.packing.encoding.has_shared:
+            pieces = read_pieces(folder / SHARED, folder)
+        for task, model in plan.tasks.items():
+            check_kinship(plan.packing, task, model)
         added = []
         for i, (task, model) in enumerate(plan.tasks.items()):
             prints = fingerprint(model)
-            added.append(add_task(plan.packing, task, i, len(plan.tasks), model, prints, pieces, folder, report))
+            added.append(add_task(plan.packing, task, i, len(plan.tasks), model, prints, pieces, work, report))
             check_unchanged(prints)
-        sync_tree(folder / "tasks")
-        _replace(bundle, {**content, "tasks": [*content["tasks"], *added]})
-    except BaseException:
-        for path in (folder / "tasks").glob("*"):
-            if path.name not in there:
-                shutil.rmtree(path, ignore_errors=True)
-        raise
+        sync_tree(work)
+        try:
+            for item in added:
+                place = new_place(folder, item["name"])
+                placed.append(place)
+                _move(work / "tasks" / item["folder"], place)
+                item["folder"] = place.name
+            _replace(bundle, {**bundle.content, "tasks": [*bundle.content["tasks"], *added]})
+        except BaseException:
+            listed = read_bundle(folder).tasks.values()  # an interrupt may come when all is done
+            for place in placed:
+                if place.name not in listed:
+                    shutil.rmtree(place, ignore_errors=True)
+            raise
     done = account(read_bundle(folder))
     return Packed(folder, tuple(plan.tasks), done, time.perf_counter() - began, plan.notes)
 
@@ -155,24 +164,36 @@ def remove(bundle: str | Path, task: str) -> Removed:
 
     Raises:
         ArgumentError: The bundle has no such task.
+        ResourceError: It cannot be written, or another process is changing it.
 
     The same on the command line: weightsmith remove BUNDLE math
     """
     found = read_bundle(Path(bundle))
     place = found.place(task)
-    nbytes = sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
-    _replace(found, {**found.content, "tasks": [t for t in found.content["tasks"] if t["name"] != task]})
-    try:
-        shutil.rmtree(place)
-    except OSError as error:
-        raise ResourceError(
-            f"task '{task}' is removed, but its folder cannot be: {error.strerror}", do=f"Remove '{shown(place)}'"
-        ) from error
+    with changing(found.folder) as work:
+        _check_unchanged(found)
+        nbytes = sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
+        _replace(found, {**found.content, "tasks": [t for t in found.content["tasks"] if t["name"] != task]})
+        if place.exists():
+            _move(place, work / place.name)
     return Removed(found.folder, task, nbytes)
+
+
+def _move(old: Path, new: Path) -> None:
+    try:
+        new.parent.mkdir(exist_ok=True)
+        os.rename(old, new)
+        sync(new.parent)
+    except OSError as error:
+        raise failed(new, error) from error
 
 
 def _replace(bundle: Bundle, content: Mapping[str, Any]) -> None:
     """Write bundle.json anew, unless someone else did meanwhile."""
+    _check_unchanged(bundle)
+    write_manifest(bundle.folder / MANIFEST, content)
+
+
+def _check_unchanged(bundle: Bundle) -> None:
     if read_bundle(bundle.folder).content != bundle.content:
         raise ResourceError(f"bundle '{shown(bundle.folder)}' was changed by another process", do="Run again")
-    write_json(bundle.folder / MANIFEST, content)

@@ -14,6 +14,7 @@ import numpy as np
 from weightsmith.budget import usable_threads
 from weightsmith.bundle.unpack import check_files, check_shared
 from weightsmith.checkpoint.bundle import MANIFEST, Bundle, open_stated_base, read_bundle, read_part
+from weightsmith.checkpoint.bundle_write import LEFT_OVER, manifest_digest
 from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, Entry
 from weightsmith.checkpoint.packed import element_bytes
 from weightsmith.checkpoint.read import Files, fingerprint, open_checkpoint, open_stored
@@ -56,10 +57,12 @@ def check_bundle(folder: Path, options: Options, progress: Callable[[str, int, i
     bundle = read_bundle(folder)
     findings: list[str] = []
     files = tensors = nonfinite = rebuilt = 0
+    if bundle.content.get("manifest_sha256") != manifest_digest(bundle.content):
+        findings.append(f"file '{shown(folder / MANIFEST)}' is not as it was written: it states another SHA-256 of itself")
     try:
         base = open_stated_base(bundle, open_stored, fingerprint)
     except WeightsmithError as error:
-        return Checked((str(error),), ("the base cannot be used",), 0, 0, 0, 0)
+        return Checked((*findings, str(error)), ("the base cannot be used",), 0, 0, 0, 0)
     files += _check_base(bundle, [*base.files], findings)
     is_damaged = False
     try:
@@ -86,7 +89,10 @@ def check_bundle(folder: Path, options: Options, progress: Callable[[str, int, i
         rebuilt += sum(e.size for e in model.tensors.values())
         for name, (fault, _, _) in found.items():
             findings += [f"task '{task}', tensor '{shown(name)}': {fault}"] if fault else []
-    findings += [f"file '{shown(p)}' was added later" for p in _strays(bundle)]
+    for path in _strays(bundle):
+        is_left = path.name.startswith(LEFT_OVER) or path.name == f".{MANIFEST}.new"
+        told = "is left of a change that was stopped; the next add or remove clears it" if is_left else "was added later"
+        findings.append(f"file '{shown(path)}' {told}")
     return Checked(tuple(findings), (), files, tensors, nonfinite, rebuilt)
 
 

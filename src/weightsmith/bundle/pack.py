@@ -22,7 +22,7 @@ from weightsmith.bundle.planning import Packing, PackPlan, Scales, plain, plan_p
 from weightsmith.bundle.sharing import given_vector, write_shared
 from weightsmith.checkpoint.auxiliary import carry
 from weightsmith.checkpoint.bundle import BESIDE, FORMAT, MANIFEST, PART, SHARED, WEIGHTS, read_bundle, read_pieces
-from weightsmith.checkpoint.bundle_write import file_record, write_json
+from weightsmith.checkpoint.bundle_write import file_record, write_json, write_manifest
 from weightsmith.checkpoint.entry import Checkpoint, Entry
 from weightsmith.checkpoint.read import check_unchanged, fingerprint
 from weightsmith.checkpoint.write import Output, check_output, failed
@@ -194,7 +194,7 @@ def execute_pack(plan: PackPlan, out: Path, *, force: bool = False, progress: Pr
             "vector": plan.vector and plan.vector.reference,
             "tasks": tasks,
         }
-        write_json(root / MANIFEST, content)
+        write_manifest(root / MANIFEST, content)
         output.publish()
     done = account(read_bundle(out))
     return Packed(out, tuple(plan.tasks), done, time.perf_counter() - began, plan.notes)
@@ -230,14 +230,10 @@ def add_task(
 ) -> dict[str, Any]:
     """Write the folder of one task below `root`; return its place in bundle.json.
 
-    `index` and `count` say which of how many tasks it is, for parameters that are one per task; the folder's number is
-    the first that is free.
+    `index` and `count` say which of how many tasks it is, for parameters that are one per task.
     """
     parameters = packing.encoding.of_task(packing.parameters, index)
-    taken = {p.name.partition("-")[0] for p in (root / "tasks").iterdir()} if (root / "tasks").is_dir() else set()
-    number = next(n for n in range(1, 10**9) if f"{n:04d}" not in taken)
-    slug = "".join(c if c.isascii() and c.isalnum() else "-" for c in task.lower()).strip("-")
-    place = root / "tasks" / (f"{number:04d}-{slug}" if slug else f"{number:04d}")
+    place = new_place(root, task)
     weights, tensors = write_task(packing, parameters, task, model, shared, place / WEIGHTS, place, report)
     try:
         (place / BESIDE).mkdir()
@@ -257,6 +253,14 @@ def add_task(
     write_json(place / PART, content)
     part = file_record(place / PART, place)
     return {"name": task, "folder": place.name, "part": {"bytes": part["bytes"], "sha256": part["sha256"]}}
+
+
+def new_place(root: Path, task: str) -> Path:
+    """Return the folder that a task gets below `root`; its number is the first that is free."""
+    taken = {p.name.partition("-")[0] for p in (root / "tasks").iterdir()} if (root / "tasks").is_dir() else set()
+    number = next(n for n in range(1, 10**9) if f"{n:04d}" not in taken)
+    slug = "".join(c if c.isascii() and c.isalnum() else "-" for c in task.lower()).strip("-")
+    return root / "tasks" / (f"{number:04d}-{slug}" if slug else f"{number:04d}")
 
 
 def _digests(prints: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

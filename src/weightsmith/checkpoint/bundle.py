@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsmith.checkpoint.bundle_terms import AGAIN, packed_entry, refuse, taken
+from weightsmith.checkpoint.bundle_terms import AGAIN, check_listed, packed_entry, refuse, taken
 from weightsmith.checkpoint.entry import Checkpoint, Entry
 from weightsmith.checkpoint.folder import INDEX_BYTES, check_member, read_config, read_json
 from weightsmith.checkpoint.header import read_exactly, read_header, regular_file
@@ -87,6 +87,10 @@ def read_bundle(folder: Path) -> Bundle:
     content = read_json(path, INDEX_BYTES)
     what = f"file '{shown(path)}'"
     _check_format(content, what)
+    taken(content, "encoding", str, what)
+    taken(content, "parameters", dict, what)
+    if not all(isinstance(glob, str) for glob in taken(content, "exact", list, what)):
+        refuse(what, "globs in 'exact' that are no text", "texts")
     base = taken(content, "base", dict, what)
     taken(base, "reference", str, what)
     for file in taken(base, "files", list, what):
@@ -187,7 +191,16 @@ def read_part(bundle: Bundle, task: str) -> dict[str, Any]:
         name = taken(item, "file", str, what)
         if name != WEIGHTS and (not name.startswith(f"{BESIDE}/") or ".." in Path(name).parts or "\\" in name):
             refuse(what, f"the file '{shown(name)}'", f"'{WEIGHTS}' or files in {BESIDE}/")
-    taken(content, "tensors", list, what)
+    if [file["file"] for file in content["files"]][:1] != [WEIGHTS]:
+        refuse(what, "files without it", f"'{WEIGHTS}' to be the first")
+    faults = []
+    for item in taken(content, "tensors", list, what):
+        try:
+            check_listed(item, what)
+        except CheckpointError as error:
+            faults.append(str(error))
+    if faults:
+        raise_all(faults, CheckpointError, what, AGAIN)
     return dict(content)
 
 

@@ -27,21 +27,15 @@ def packed_entry(
     item: Any, base: Checkpoint, own: Mapping[str, Entry], shared: Mapping[str, Entry], file: Path
 ) -> Entry:
     """Return the entry of one tensor; whatever does not fit the files is a CheckpointError."""
-    what = f"file '{shown(file.with_suffix('.json'))}'"
-    name, dtype = taken(item, "name", str, what), taken(item, "dtype", str, what)
+    check_listed(item, f"file '{shown(file.with_suffix('.json'))}'")
+    name, dtype, shape, origin = item["name"], item["dtype"], tuple(item["shape"]), item["base"]
     what = f"tensor '{shown(name)}'"
-    shape = tuple(taken(item, "shape", list, what))
-    if dtype not in DTYPE_BITS or not all(type(n) is int and 0 <= n < 2**63 for n in shape) or not name.isprintable():
-        refuse(what, f"dtype {shown(dtype)} and shape {shown(shape)}", "a name, dtype and shape of a tensor")
     size, bits = math.prod(shape), math.prod(shape) * DTYPE_BITS[dtype]
-    if bits % 8 or bits >= 2**63:
-        refuse(what, f"{size} elements of {dtype}", "whole bytes")
-    origin = taken(item, "base", (str, type(None)), what)
     start = None if origin is None else base.tensors.get(origin)
     if origin is not None and (start is None or start.size != size):
         refuse(what, f"'{shown(origin)}' of the base", f"a tensor of the base with {size} elements")
     entry = Entry(name, dtype, shape, file, 0, bits // 8)
-    terms = tuple(_term(entry, term, own, shared) for term in taken(item, "terms", list, what))
+    terms = tuple(_term(entry, term, own, shared) for term in item["terms"])
     exact = [t for t in terms if t.form == "difference"]
     if exact and len(terms) > 1:
         refuse(what, f"{len(terms)} terms", "a difference alone")
@@ -58,10 +52,26 @@ def packed_entry(
     return Entry(name, dtype, shape, file, 0, bits // 8, packed=Packed(start, terms))
 
 
+def check_listed(item: Any, what: str) -> None:
+    """Refuse a tensor of part.json that cannot be one, as far as it can be told without the pieces; CheckpointError."""
+    name, dtype = taken(item, "name", str, what), taken(item, "dtype", str, what)
+    what = f"tensor '{shown(name)}'"
+    shape = tuple(taken(item, "shape", list, what))
+    if dtype not in DTYPE_BITS or not all(type(n) is int and 0 <= n < 2**63 for n in shape) or not name.isprintable():
+        refuse(what, f"dtype {shown(dtype)} and shape {shown(shape)}", "a name, dtype and shape of a tensor")
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    if bits % 8 or bits >= 2**63:
+        refuse(what, f"{math.prod(shape)} elements of {dtype}", "whole bytes")
+    taken(item, "base", (str, type(None)), what)
+    for term in taken(item, "terms", list, what):
+        taken(term, "form", str, what)
+        for key in ("parts", "shared", "settings"):
+            taken(term, key, dict, what)
+
+
 def _term(entry: Entry, item: Any, own: Mapping[str, Entry], shared: Mapping[str, Entry]) -> Term:
     what = f"tensor '{shown(entry.name)}'"
-    form = taken(item, "form", str, what)
-    settings = taken(item, "settings", dict, what)
+    form, settings = item["form"], item["settings"]
     if form not in FORMS:
         refuse(what, f"the form '{shown(form)}'", "one of " + ", ".join(FORMS))
     scale = settings.get("scale", 1.0)
@@ -69,7 +79,7 @@ def _term(entry: Entry, item: Any, own: Mapping[str, Entry], shared: Mapping[str
         refuse(what, f"the scale {shown(scale)}", "a finite number")
     parts: dict[str, Entry] = {}
     for key, found in (("parts", own), ("shared", shared)):
-        for piece, stored in taken(item, key, dict, what).items():
+        for piece, stored in item[key].items():
             if not isinstance(stored, str) or stored not in found:
                 refuse(
                     what,

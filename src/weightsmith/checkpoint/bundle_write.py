@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Iterable
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from weightsmith.checkpoint.write import failed, sha256_file, sync
+from weightsmith.errors import ResourceError, shown
 from weightsmith.tensor.arrays import Array
 
 _DTYPES = {"uint8": "U8", "int8": "I8", "uint32": "U32", "float32": "F32", "float16": "F16"}
+LEFT_OVER = ".partial-"  # what folders inside a bundle begin with while they are written or removed
 _DIGITS = 16  # of an offset; no file is longer
 
 
@@ -111,6 +119,55 @@ def write_json(path: Path, content: Any) -> None:
         os.replace(fresh, path)
     except OSError as error:
         raise failed(path, error) from error
+
+
+def manifest_digest(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 that bundle.json states of itself, formed without that entry."""
+    rest = {key: value for key, value in content.items() if key != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(path: Path, content: Mapping[str, Any]) -> None:
+    """Write bundle.json with its own SHA-256; see `write_json`."""
+    write_json(path, {**content, "manifest_sha256": manifest_digest(content)})
+
+
+@contextmanager
+def changing(folder: Path) -> Iterator[Path]:
+    """Keep other processes from changing a bundle; yield a new folder inside it that is removed in the end.
+
+    What changes that were killed have left is removed first.
+
+    Raises:
+        ResourceError: Another process is changing it, or it cannot be written.
+    """
+    work = folder / f"{LEFT_OVER}{secrets.token_hex(4)}"
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise failed(folder, error) from error
+    try:
+        _lock(handle, folder)
+        for old in folder.glob(f"{LEFT_OVER}*"):
+            shutil.rmtree(old, ignore_errors=True)
+        try:
+            work.mkdir()
+        except OSError as error:
+            raise failed(work, error) from error
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(handle)  # frees the lock
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            what = f"bundle '{shown(folder)}' is being changed by another process"
+            raise ResourceError(what, do="Run again when that is done") from error
+        # a file system without locks: bundle.json is compared before it is replaced all the same
 
 
 def sync_tree(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,14 @@ from weightsmith.tensor.coding import decode, encode
 from weightsmith.tensor.frames import FORMS as FRAMED
 from weightsmith.tensor.frames import (
     FRAME,
+    PATCHED,
     add_masked,
     add_rounded,
     add_signs,
     add_sparse,
     add_ternary,
     decode_frame,
+    patch,
 )
 from weightsmith.tensor.int8 import from_int8
 from weightsmith.tensor.lowrank import add_low_rank
@@ -29,6 +31,7 @@ from weightsmith.tensor.mixed import from_codes
 from weightsmith.tensor.vector import add_scaled
 
 FORMS = (*FRAMED, "dense", "low_rank", "basis")
+RUN_FRAMES = 4  # formed at a time, from one read of the base and one of the frames
 KEPT_FRAMES = 16
 Read = Callable[[Entry, int, memoryview], None]  # fill a buffer from a byte of an entry
 
@@ -44,11 +47,12 @@ def frame_count(size: int) -> int:
 
 
 class Memo:
-    """What one thread keeps of what it read last: where a term's frames end, its factors, frames that were read in part."""
+    """What one thread keeps: of the terms that it read last where their frames end, or their factors; the last frame; room."""
 
     def __init__(self) -> None:
         self._kept: dict[Term, Any] = {}
-        self._frames: dict[tuple[Packed, int], Array] = {}
+        self._last: tuple[Packed | None, int, Array] = (None, 0, np.empty(0, np.uint8))
+        self._room: dict[str, Array] = {}
 
     def get(self, term: Term, make: Callable[[], Any]) -> Any:
         """Return what belongs to a term, made where it is not kept."""
@@ -59,15 +63,17 @@ class Memo:
             self._kept[term] = make()
         return self._kept[term]
 
-    def frame(self, packed: Packed, number: int) -> Array | None:
-        """Return the bytes of a frame, where they are kept."""
-        return self._frames.get((packed, number))
+    def frame(self, packed: Packed, begin: int, make: Callable[[], Array]) -> Array:
+        """Return the bytes of the frame that begins at an element, of which parts are read one after the other."""
+        if self._last[0] is not packed or self._last[1] != begin:
+            self._last = packed, begin, make()
+        return self._last[2]
 
-    def keep(self, packed: Packed, number: int, raw: Array) -> None:
-        """Keep the bytes of a frame, in place of the oldest ones where there are many."""
-        if len(self._frames) >= KEPT_FRAMES:
-            del self._frames[next(iter(self._frames))]
-        self._frames[packed, number] = raw
+    def room(self, use: str, count: int) -> Array:
+        """Return float32 numbers (count,), at most FRAME, that are valid until the same use asks again."""
+        if use not in self._room:
+            self._room[use] = np.empty(FRAME, np.float32)
+        return self._room[use][:count]
 
 
 def rebuild(entry: Entry, packed: Packed, start: int, target: memoryview, read: Read, memo: Memo) -> None:
@@ -79,35 +85,51 @@ def rebuild(entry: Entry, packed: Packed, start: int, target: memoryview, read: 
     """
     width = element_bytes(entry.dtype)
     out = np.frombuffer(target, np.uint8)
-    first, last = start // width, (start + len(out)) // width
-    for frame in range(first // FRAME, frame_count(last)):
-        begin, end = frame * FRAME, min((frame + 1) * FRAME, entry.nbytes // width)
-        low, high = max(first, begin), min(last, end)
-        piece = out[(low - first) * width : (high - first) * width]
-        if high - low == end - begin:
-            _fill(entry, packed, begin, end, piece, read, memo)
-            continue
-        whole = memo.frame(packed, frame)
-        if whole is None:
-            whole = np.empty((end - begin) * width, np.uint8)
-            _fill(entry, packed, begin, end, whole, read, memo)
-            memo.keep(packed, frame, whole)
-        piece[:] = whole[(low - begin) * width : (high - begin) * width]
+    total, place = entry.nbytes // width, start // width
+    first, stop = place, place + len(out) // width
+    while place < stop:
+        begin = place - place % FRAME
+        end = min(begin + FRAME, total)
+        if place == begin and end <= stop:
+            end = stop if stop == total else stop - stop % FRAME
+            end = min(end, begin + RUN_FRAMES * FRAME)
+            _fill(entry, packed, begin, end, out[(begin - first) * width : (end - first) * width], read, memo)
+        else:
+            whole = memo.frame(packed, begin, lambda: _formed(entry, packed, begin, end, read, memo))  # noqa: B023
+            end = min(end, stop)
+            out[(place - first) * width : (end - first) * width] = whole[
+                (place - begin) * width : (end - begin) * width
+            ]
+        place = end
+
+
+def _formed(entry: Entry, packed: Packed, begin: int, end: int, read: Read, memo: Memo) -> Array:
+    out = np.empty((end - begin) * element_bytes(entry.dtype), np.uint8)
+    _fill(entry, packed, begin, end, out, read, memo)
+    return out
 
 
 def _fill(entry: Entry, packed: Packed, begin: int, end: int, out: Array, read: Read, memo: Memo) -> None:
-    """Form the bytes of elements begin .. end, which are one frame."""
-    if packed.terms and packed.terms[0].form == "difference":
-        _fill_exactly(entry, packed.base, packed.terms[0], begin, end, out, read, memo)
+    """Form the bytes of elements begin .. end, which are whole frames."""
+    base, terms = packed.base, packed.terms
+    if terms and terms[0].form == "difference":
+        _fill_exactly(entry, base, terms[0], begin, end, out, read, memo)
         return
-    values = np.empty(end - begin, np.float32)
-    if packed.base is None:
-        values[:] = 0
-    else:
-        _read_base(packed.base, entry.dtype, begin, end, values, out, read)
-    for term in packed.terms:
-        values = _added(values, entry, term, begin, read, memo)
-    encode(values, entry.dtype, out)  # infinity is refused where the tile is read
+    if base is not None and len(terms) == 1 and terms[0].form in PATCHED and entry.dtype == base.dtype == "BF16":
+        _fill_in_place(entry, base, terms[0], begin, end, out, read, memo)
+        return
+    width = element_bytes(entry.dtype)
+    frames = {term: _frames(entry, term, begin, end, read, memo) for term in terms if term.form in FRAMED}
+    for number, low in enumerate(range(begin, end, FRAME)):
+        high = min(low + FRAME, end)
+        piece, values = out[(low - begin) * width : (high - begin) * width], memo.room("values", high - low)
+        if base is None:
+            values[:] = 0
+        else:
+            _read_base(base, entry.dtype, low, high, values, piece, read)
+        for term in terms:
+            values = _added(values, entry, term, low, frames[term][number] if term in frames else None, read, memo)
+        encode(values, entry.dtype, piece)  # infinity is refused where the tile is read
 
 
 def _read_base(base: Entry, dtype: str, begin: int, end: int, values: Array, spare: Array, read: Read) -> None:
@@ -123,8 +145,21 @@ def _fill_exactly(
 ) -> None:
     words = out.view(f"<u{element_bytes(entry.dtype)}")
     read_words(base, entry.dtype, begin, end, words, read)
-    data, where = _frame(entry, term, begin, read, memo)
-    decode_frame("difference", data, term.settings, words, base=words, where=where)
+    for start, (data, where) in zip(count(0, FRAME), _frames(entry, term, begin, end, read, memo), strict=False):
+        some = words[start : start + FRAME]
+        decode_frame("difference", data, term.settings, some, base=some, where=where)
+
+
+def _fill_in_place(
+    entry: Entry, base: Entry, term: Term, begin: int, end: int, out: Array, read: Read, memo: Memo
+) -> None:
+    """Read the base's bytes to their place, and add to the numbers there."""
+    words, scale = out.view("<u2"), float(term.settings.get("scale", 1.0))
+    read(base, 2 * begin, out.data)
+    for low, (data, where) in zip(count(begin, FRAME), _frames(entry, term, begin, end, read, memo), strict=False):
+        high = min(low + FRAME, end)
+        shared = dense_values(term, low, high, read, memo.room("shared", high - low)) if term.form == "mask" else None
+        patch(words[low - begin : high - begin], term.form, data, term.settings, scale, shared, where)
 
 
 def read_words(base: Entry | None, dtype: str, begin: int, end: int, words: Array, read: Read) -> None:
@@ -140,18 +175,21 @@ def read_words(base: Entry | None, dtype: str, begin: int, end: int, words: Arra
         encode(values, dtype, out)
 
 
-def _added(values: Array, entry: Entry, term: Term, begin: int, read: Read, memo: Memo) -> Array:
-    """Return values plus one term; `values` may be changed."""
+def _added(
+    values: Array, entry: Entry, term: Term, begin: int, frame: tuple[Array, str] | None, read: Read, memo: Memo
+) -> Array:
+    """Return values of one frame plus one term; `values` may be changed."""
     scale = float(term.settings.get("scale", 1.0))
-    if term.form == "dense":
-        return add_scaled(values, dense_values(term, begin, begin + len(values), read), scale)
-    if term.form in ("low_rank", "basis"):
+    end = begin + len(values)
+    if frame is None:
+        if term.form == "dense":
+            return add_scaled(values, dense_values(term, begin, end, read, memo.room("shared", len(values))), scale)
         left, right = memo.get(term, lambda: _factors(entry, term, read))
         add_low_rank(values, left, right, scale, begin)
         return values
-    data, where = _frame(entry, term, begin, read, memo)
+    data, where = frame
     if term.form == "mask":
-        add_masked(values, data, dense_values(term, begin, begin + len(values), read), scale, where)
+        add_masked(values, data, dense_values(term, begin, end, read, memo.room("shared", len(values))), scale, where)
     elif term.form == "ternary":
         add_ternary(values, data, scale, where)
     elif term.form == "sign":
@@ -163,19 +201,21 @@ def _added(values: Array, entry: Entry, term: Term, begin: int, read: Read, memo
     return values
 
 
-def dense_values(term: Term, begin: int, end: int, read: Read) -> Array:
-    """Return elements begin .. end of a term's part "vector" in float32; of I8 each row has one of "scales"."""
+def dense_values(term: Term, begin: int, end: int, read: Read, out: Array) -> Array:
+    """Write elements begin .. end of a term's part "vector" to out, float32; of I8 each row has one of "scales". Return out."""
     vector = term.parts["vector"]
     width = element_bytes(vector.dtype)
-    values = np.empty(end - begin, np.float32)
-    raw = values.view(np.uint8) if vector.dtype == "F32" else np.empty((end - begin) * width, np.uint8)
+    raw = out.view(np.uint8) if vector.dtype == "F32" else np.empty((end - begin) * width, np.uint8)
     read(vector, begin * width, raw.data)
     if vector.dtype == "I8":
         columns = vector.shape[-1] if vector.shape else 1
-        from_int8(raw.view(np.int8), _stored(term.parts["scales"], read).view("<f4"), columns, values, begin)
+        row = begin // columns
+        scales = np.empty(-(-end // columns) - row, "<f4")
+        read(term.parts["scales"], 4 * row, scales.view(np.uint8).data)
+        from_int8(raw.view(np.int8), scales, columns, out, begin - row * columns)
     elif vector.dtype != "F32":
-        decode(raw, vector.dtype, values)
-    return values
+        decode(raw, vector.dtype, out)
+    return out
 
 
 def _factors(entry: Entry, term: Term, read: Read) -> tuple[Array, Array]:
@@ -207,14 +247,15 @@ def _stored(part: Entry, read: Read) -> Array:
     return raw
 
 
-def _frame(entry: Entry, term: Term, begin: int, read: Read, memo: Memo) -> tuple[Array, str]:
-    """Return the bytes of the frame that begins at an element, and what messages call it."""
-    number = begin // FRAME
+def _frames(entry: Entry, term: Term, begin: int, end: int, read: Read, memo: Memo) -> list[tuple[Array, str]]:
+    """Return the bytes of each frame of elements begin .. end, read at once, and what messages call it."""
+    first, last = begin // FRAME, frame_count(end)
     ends, place = memo.get(term, lambda: _ends(entry, term, read))
-    low, high = int(ends[number]), int(ends[number + 1])
-    data = np.empty(high - low, np.uint8)
-    read(term.parts["frames"], low, data.data)
-    return data, f"{place}, frame {number}"
+    bounds = ends[first : last + 1].tolist()
+    data = np.empty(bounds[-1] - bounds[0], np.uint8)
+    read(term.parts["frames"], bounds[0], data.data)
+    cut = pairwise(n - bounds[0] for n in bounds)
+    return [(data[low:high], f"{place}, frame {number}") for number, (low, high) in enumerate(cut, first)]
 
 
 def _ends(entry: Entry, term: Term, read: Read) -> tuple[Array, str]:

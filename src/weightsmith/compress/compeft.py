@@ -68,7 +68,7 @@ def compeft(
 
     Differs from the paper: without alpha no data is needed; exactly K entries are kept, the earlier ones of equals; each
     frame of 65,536 entries is coded by itself, as two bitmaps or by Rice's code of gaps, whichever is shorter.
-    Cost: four passes over base and task, mostly two where each tensor is ranked.
+    Cost: three passes over base and task, four where a guess fails.
 
     Command:
         weightsmith pack compeft --base B --model math=A1 --model code=A2 --density 0.1 --out BUNDLE

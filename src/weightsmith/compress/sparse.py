@@ -64,7 +64,7 @@ def sparse(
 
     Differs from the paper: entries are chosen and stored, not trained again. Its code stores steps between indices in
     32 bits; here each frame of 65,536 entries is coded the shortest way.
-    Cost: three passes over base and task.
+    Cost: two passes over base and task, three where a guess fails.
 
     Command:
         weightsmith pack sparse --base B --model math=A1 --model code=A2 --density 0.05 --out BUNDLE

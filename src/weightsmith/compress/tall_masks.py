@@ -57,7 +57,7 @@ def tall_masks(task_vector: Array, shared: Array, *, mask_lambda: Coefficients =
         The mask, (n,).
 
     Differs from the paper: the mask is chosen for the shared vector as it is stored, rounded.
-    Cost: one pass over all models for the shared vector (with TIES four), one over base and each task.
+    Cost: one pass over all models for the shared vector (with TIES mostly three), one over base and each task.
 
     Command:
         weightsmith pack tall_masks --base B --model math=A1 --model code=A2 --out BUNDLE

@@ -44,7 +44,7 @@ def consensus(
         (n,), dtype of base.
 
     Differs from the paper: one mask_lambda for all tasks, given, not searched.
-    Cost: one pass over T + 1 models; with TIES four.
+    Cost: one pass over T + 1 models; with TIES mostly three.
 
     Command:
         weightsmith merge consensus --base B --model A1 --model A2 --lambda 0.3 --out OUT

@@ -63,7 +63,7 @@ def lines(
 
     Differs from the paper: tensors after the last layer get alpha, as in the authors' code; give alpha by name pattern in
     a recipe to scale them otherwise.
-    Cost: one pass over T + 1 models; with TIES four to five.
+    Cost: one pass over T + 1 models; with TIES mostly four.
 
     Command:
         weightsmith merge lines --base B --model A1 --model A2 --beta 0.5 --out OUT

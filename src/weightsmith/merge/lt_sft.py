@@ -47,7 +47,7 @@ def lt_sft(
     Differs from the paper: composes only. There, the K entries are found by one fine-tuning and trained again from the base
     by a second; give the models of the second. Exactly K entries are kept, its code keeps all that equal the last. A head
     comes from one task alone: leave it out with --copy, and take it from that task's model.
-    Cost: three passes over T + 1 models; memory for 65,536 counters per task, and a tile.
+    Cost: two passes over T + 1 models, three where a guess fails; memory for 65,536 counters per task, and a tile.
 
     Command:
         weightsmith merge lt_sft --base B --model TASK --model LANGUAGE --density 0.05 --out OUT

@@ -58,7 +58,7 @@ def tall_masks(
         (n,), dtype of base.
 
     Differs from the paper: mask_lambda is given, not searched.
-    Cost: one pass over T + 1 models; with TIES four.
+    Cost: one pass over T + 1 models; with TIES mostly three.
 
     Command:
         weightsmith merge tall_masks --base B --model A1 --model A2 --task 2 --out OUT

@@ -57,8 +57,8 @@ def ties(
 
     Differs from the paper: exactly round(density * size) entries are kept (its code keeps one more, and all ties); where
     the vote of the whole scope is level too, undecided entries are 0.
-    Cost: four passes over T + 1 models, mostly two where each tensor is ranked; memory for 65,536 counters per task, or for
-    a third of a tensor, and a tile.
+    Cost: mostly three passes over T + 1 models, two where each tensor is ranked, one more where a guess fails; memory for
+    262,144 bins per task, or for a third of a tensor, and a tile.
 
     Command:
         weightsmith merge ties --base B --model A1 --model A2 --density 0.2 --out OUT

@@ -19,6 +19,7 @@ _MODULES = (
     "importance_loops",
     "unified_loops",
     "frame_loops",
+    "patch_loops",
 )
 
 

@@ -37,6 +37,7 @@ from weightsmith.tensor.zstd import has_zstandard
 __all__ = [
     "FORMS",
     "FRAME",
+    "PATCHED",
     "add_masked",
     "add_rounded",
     "add_signs",
@@ -45,10 +46,12 @@ __all__ = [
     "decode_frame",
     "encode_frame",
     "has_zstandard",
+    "patch",
 ]
 
 FRAME = 65_536  # elements of a frame
 FORMS = ("mask", "ternary", "sign", "sparse", "rounded", "difference")
+PATCHED = ("mask", "ternary", "sign", "sparse")  # forms that can be added to stored bfloat16 numbers in place
 Data = bytes | bytearray | memoryview | Array  # of a frame
 
 
@@ -214,6 +217,59 @@ def add_signs(
         [0.5, -0.5, -0.5, 2.0]
     """
     compiled.add_signs(out, _negative(data, out.size, where).view(np.uint8), scales, columns, start)
+
+
+def patch(
+    words: Array,
+    form: str,
+    data: Data,
+    settings: Mapping[str, Any],
+    scale: float,
+    shared: Array | None = None,
+    where: str = "frame",
+) -> None:
+    """Add float32(scale) times a frame to stored bfloat16 numbers in place, each rounded once.
+
+    The bits are those of decoding, `add_masked`, `add_ternary`, `add_sparse` or `add_signs`, and encoding; an element to
+    which nothing is added keeps its own.
+
+    Args:
+        words: (n,), uint16, changed in place.
+        form: One of PATCHED.
+        data: A frame of that form.
+        settings: As for `encode_frame`.
+        scale: Of the task.
+        shared: mask: (n,), float32.
+        where: As for `decode_frame`.
+
+    Raises:
+        CheckpointError, ResourceError: As for `decode_frame`.
+
+    Example:
+        >>> words = np.array([0x3F80, 0x3F80], "<u2")  # 1.0
+        >>> patch(words, "ternary", encode_frame("ternary", {"signs": np.array([0, -1])}, {}), {}, 3.0)
+        >>> [hex(word) for word in words]
+        ['0x3f80', '0xc000']
+    """
+    factor = np.float32(scale)
+    if form == "mask":
+        found = _mask(data, words.size, where)
+        if found.packed is None:
+            compiled.patch_shared_at(words, found.positions(), shared, factor)
+        else:
+            compiled.patch_selected(words, found.mask().view(np.uint8), shared, factor)
+    elif form == "ternary":
+        found = _ternary(data, words.size, where)
+        compiled.patch_signed_at(words, found.positions(), bits.unpack(found.tail, found.count).view(np.uint8), factor)
+    elif form == "sparse":
+        positions, values = _sparse(data, words.size, settings["dtype"], where)
+        compiled.patch_at(words, positions, values, factor)
+    elif form == "sign":
+        negative = _negative(data, words.size, where).view(np.uint8)
+        if factor != 0:
+            compiled.patch_signs(words, negative, factor)
+    else:
+        raise _unknown(form)
 
 
 def _bytes(data: Data) -> Array:

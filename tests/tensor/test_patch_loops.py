@@ -1,0 +1,95 @@
+"""Adding frames to stored bfloat16 numbers in place: against decoding, adding and encoding them, one after the other."""
+
+import numpy as np
+import pytest
+
+from weightsmith.errors import ArgumentError, CheckpointError
+from weightsmith.tensor.coding import decode, encode
+from weightsmith.tensor.frames import (
+    FRAME,
+    PATCHED,
+    add_masked,
+    add_signs,
+    add_sparse,
+    add_ternary,
+    encode_frame,
+    patch,
+)
+
+RNG = np.random.default_rng(11)
+
+
+def stored(size):
+    """Return bfloat16 bits of every kind: normal, subnormal, zeros of both signs, infinities."""
+    words = RNG.integers(0, 1 << 16, size).astype("<u2")
+    words[(words & 0x7F80) == 0x7F80] = 0x7F80  # no NaN: encoding marks it, patching leaves it where nothing is added
+    words[::7], words[3::50], words[5::50] = 0, 0x8000, 0x0001
+    return words
+
+
+def values_of(form, size, density):
+    mask = RNG.random(size) < density
+    if form == "mask":
+        return {"mask": mask}
+    if form == "sparse":
+        return {"mask": mask, "values": RNG.standard_normal(size).astype(np.float32)}
+    signs = RNG.choice([-1, 1], size).astype(np.int8)
+    return {"signs": signs if form == "sign" else signs * mask}
+
+
+def one_after_the_other(words, form, data, settings, scale, shared):
+    values, out = np.empty(words.size, np.float32), np.empty(2 * words.size, np.uint8)
+    decode(words.view(np.uint8).copy(), "BF16", values)
+    if form == "mask":
+        add_masked(values, data, shared, scale)
+    elif form == "ternary":
+        add_ternary(values, data, scale)
+    elif form == "sign":
+        add_signs(values, data, np.array([scale], np.float32))
+    else:
+        add_sparse(values, data, settings, scale)
+    encode(values, "BF16", out)
+    return out.view("<u2")
+
+
+@pytest.mark.parametrize("form", PATCHED)
+@pytest.mark.parametrize("size", [1, 3000, FRAME])
+@pytest.mark.parametrize("density", [0, 0.001, 0.2, 0.6, 1])
+@pytest.mark.parametrize("scale", [0.0, 0.7, -3.5e-6])
+def test_same_bits(form, size, density, scale):
+    words, shared = stored(size), RNG.standard_normal(size).astype(np.float32)
+    shared[::5] = 0
+    settings = {"dtype": "BF16"} if form == "sparse" else {}
+    data = encode_frame(form, values_of(form, size, density), settings)
+    wanted = one_after_the_other(words, form, data, settings, scale, shared)
+    patch(words, form, data, settings, scale, shared)
+    np.testing.assert_array_equal(words, wanted)
+
+
+def test_worked_example():
+    # 1.0 + 0.0078125 lies half way between neighbors and goes to the even one; 1.0078125 + 0.0078125 is 1.015625
+    words = np.array([0x3F80, 0x3F81, 0x3F80, 0x3F80], "<u2")
+    data = encode_frame("ternary", {"signs": np.array([1, 1, 0, -1])}, {})
+    patch(words, "ternary", data, {}, 0.00390625)
+    assert [hex(w) for w in words] == ["0x3f80", "0x3f82", "0x3f80", "0x3f7f"]
+
+
+def test_nan_stays_nan_and_what_is_not_selected_keeps_its_bits():
+    words = np.array([0x7F81, 0x7F81, 0x8000], "<u2")
+    patch(words, "mask", encode_frame("mask", {"mask": np.array([True, False, False])}, {}), {}, 1.0, np.ones(3, "<f4"))
+    assert (words[0] & 0x7FFF) > 0x7F80
+    assert words[1:].tolist() == [0x7F81, 0x8000]
+
+
+@pytest.mark.parametrize("form", PATCHED)
+def test_damaged_frames_change_nothing(form):
+    words = stored(100)
+    before = words.copy()
+    with pytest.raises(CheckpointError, match="frame"):
+        patch(words, form, b"\x09", {"dtype": "F32"}, 1.0, np.ones(100, np.float32))
+    np.testing.assert_array_equal(words, before)
+
+
+def test_other_forms_are_refused():
+    with pytest.raises(ArgumentError, match="'rounded' is unknown"):
+        patch(stored(3), "rounded", b"\x00", {}, 1.0)
