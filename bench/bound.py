@@ -6,10 +6,12 @@ Every byte of every FILE is read, the output files get the sizes listed in --byt
 the disk before the program ends, as a merge must do too. Only the standard library is imported. Each thread
 takes the next piece of work, which is one block of every input and the share of output that belongs to it,
 so that reading and writing overlap; while the threads work, another thread syncs what has been written so
-far, so that the disk is busy from the start and not just at the end.
+far, so that the disk is busy from the start and not just at the end. With --digest it also forms the SHA-256 of every
+block it writes, as a merge that records digests must.
 """
 
 import argparse
+import hashlib
 import os
 import threading
 import time
@@ -37,8 +39,8 @@ class Stretch:
         return found
 
 
-def move(inputs: Stretch, outputs: Stretch, threads: int, sync_bytes: int) -> None:
-    """Read all inputs and write all outputs, sharing the work out block by block."""
+def move(inputs: Stretch, outputs: Stretch, threads: int, sync_bytes: int, digest: bool) -> None:
+    """Read all inputs and write all outputs, sharing the work out block by block; with `digest`, hash what is written."""
     steps = max(1, -(-inputs.total // BLOCK))
     numbers = iter(range(steps))
     lock = threading.Lock()
@@ -61,6 +63,8 @@ def move(inputs: Stretch, outputs: Stretch, threads: int, sync_bytes: int) -> No
             for handle, offset, count in outputs.pieces(low, high):
                 if os.pwrite(handle, buffer[:count], offset) != count:
                     raise OSError("short write")
+                if digest:
+                    hashlib.sha256(buffer[:count])
             with moved:
                 written += high - low
                 moved.notify()
@@ -97,6 +101,7 @@ def main() -> None:
     parser.add_argument("--bytes", required=True, help="sizes of the output files, with commas between")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sync-bytes", type=int, default=256 << 20, help="sync after so many bytes written")
+    parser.add_argument("--digest", action="store_true", help="form the SHA-256 of each block written, too")
     options = parser.parse_args()
     began = time.perf_counter()
     sizes = [int(text) for text in options.bytes.split(",")]
@@ -104,7 +109,7 @@ def main() -> None:
     paths = [os.path.join(options.out, f"bound-{number}.bin") for number in range(len(sizes))]
     inputs = Stretch(options.files, [os.stat(path).st_size for path in options.files], os.O_RDONLY)
     outputs = Stretch(paths, sizes, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    move(inputs, outputs, options.threads, options.sync_bytes)
+    move(inputs, outputs, options.threads, options.sync_bytes, options.digest)
     for handle in (*inputs.handles, *outputs.handles):
         os.close(handle)
     print(f"{inputs.total} bytes read, {outputs.total} written, {time.perf_counter() - began:.3f} s")

@@ -48,18 +48,18 @@ class Bundled:
         """Return the bits of base + step."""
         return narrow(np.asarray(self.base.values(name) + step, np.float32))
 
-    def blocks(self) -> Iterator[tuple[list[Floats], Floats]]:
-        """Go through all tensors, a block at a time: all task vectors, and the task's own."""
+    def blocks(self, models: Sequence[Tensors]) -> Iterator[list[Floats]]:
+        """Go through all tensors, a block at a time: the task vectors of some models."""
         for name, (path, offset, count, _) in self.base.places.items():
             for start in range(0, count, BLOCK):
                 size = min(BLOCK, count - start)
                 base = widen(np.fromfile(path, np.uint16, size, offset=offset + 2 * start))
                 vectors = []
-                for model in self.models:
+                for model in models:
                     other, place, _, _ = model.places[name]
                     bits = np.fromfile(other, np.uint16, size, offset=place + 2 * start)
                     vectors.append(np.asarray(widen(bits) - base, np.float32))
-                yield vectors, vectors[self.models.index(self.own)]
+                yield vectors
 
     def scale(self, name: str, wanted: float) -> np.float32:
         """Return the stated scale, once it is what was wanted; none is stated where nothing is added."""
@@ -74,12 +74,12 @@ def bound_of(bundled: Bundled, density: float) -> tuple[np.float32, int]:
     total = sum(place[2] for place in bundled.base.places.values())
     wanted = max(1, round(density * total))
     high, low = np.zeros(1 << 16, np.int64), np.zeros(1 << 16, np.int64)
-    for _, own in bundled.blocks():
+    for (own,) in bundled.blocks([bundled.own]):
         high += np.bincount(np.abs(own).view(np.uint32) >> 16, minlength=1 << 16)
     above = np.cumsum(high[::-1])[::-1]  # entries whose upper digit is at least this one
     digit = int(np.flatnonzero(above >= wanted)[-1])
     rest = wanted - int(above[digit] - high[digit])
-    for _, own in bundled.blocks():
+    for (own,) in bundled.blocks([bundled.own]):
         bits = np.abs(own).view(np.uint32)
         low += np.bincount(bits[bits >> 16 == digit] & 0xFFFF, minlength=1 << 16)
     last = int(np.flatnonzero(np.cumsum(low[::-1])[::-1] >= rest)[-1])
@@ -115,7 +115,7 @@ def _elected(vectors: Sequence[Floats]) -> Floats:
 def emr(bundled: Bundled) -> Oracle:
     """Base plus the elected entries whose sign is the task's, times the task's factor."""
     wanted = masked = 0.0
-    for vectors, own in bundled.blocks():
+    for own, *vectors in bundled.blocks([bundled.own, *bundled.models]):
         elected = _elected(vectors)
         wanted += float(np.abs(own).sum(dtype=np.float64))
         masked += float(np.abs(elected[own * elected > 0]).sum(dtype=np.float64))
@@ -132,7 +132,7 @@ def compeft(bundled: Bundled) -> Oracle:
     """Base plus the signs of the largest entries of the whole model, times their mean magnitude."""
     bound, count = bound_of(bundled, KEPT_TERNARY)
     total, larger = 0.0, 0
-    for _, own in bundled.blocks():
+    for (own,) in bundled.blocks([bundled.own]):
         magnitude = np.abs(own)
         total += float(magnitude[magnitude > bound].sum(dtype=np.float64))
         larger += int((magnitude > bound).sum())

@@ -116,8 +116,12 @@ def main() -> None:
         ours.append(timed(lambda: bundle.load_into(module, options.target)))
     expected = Tensors(options.expect)
     for name, parameter in module.named_parameters():
-        if not np.array_equal(np.frombuffer(raw(parameter), np.uint16), expected.bits(name)):
-            raise SystemExit(f"{name}: the module does not hold what the unpacked task holds")
+        path, offset, _, _ = expected.places[name]
+        whole = np.frombuffer(raw(parameter), np.uint8)
+        for at in range(0, whole.size, BLOCK):
+            part = whole[at : at + BLOCK]
+            if not np.array_equal(part, np.fromfile(path, np.uint8, part.size, offset=offset + at)):
+                raise SystemExit(f"{name}: the module does not hold what the unpacked task holds")
     written = {"bound": bound, "weightsmith": ours, "anonymous_before": before}
     options.json.write_text(json.dumps(written) + "\n", encoding="utf-8")
 

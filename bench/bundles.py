@@ -32,9 +32,9 @@ PLAIN = "tall_masks"  # the setting that budgeted bundles are compared with
 HELD = 0.98  # normalized accuracy that TALL-masks have at most tasks
 # Merged models: parameter and grid, searched at each number of tasks.
 MERGES: dict[str, tuple[str, tuple[float, ...]]] = {
-    "task_arithmetic": ("lambda_", (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)),
-    "ties": ("lambda_", (0.3, 0.6, 1.0, 1.4, 1.8)),
-    "consensus": ("lambda_", (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)),
+    "task_arithmetic": ("lambda_", (0.05, 0.1, 0.15, 0.2, 0.35, 0.5, 0.75, 1.0)),
+    "ties": ("lambda_", (0.15, 0.3, 0.6, 1.0, 1.4, 1.8)),
+    "consensus": ("lambda_", (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)),
     "tsv_m": ("lambda_", (0.3, 0.6, 1.0, 1.4)),
 }
 # Encoding: what is set beside its defaults. One that is not named here is measured by its defaults.

@@ -9,6 +9,7 @@ import pytest
 
 import weightsmith
 from weightsmith.compress import ENCODINGS
+from weightsmith.localize import LOCALIZERS
 from weightsmith.merge import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,6 +141,20 @@ def test_docs_are_generated():
     made = make_docs.pages()
     there = {str(p.relative_to(ROOT / "docs")): p.read_text(encoding="utf-8") for p in (ROOT / "docs").rglob("*.md")}
     assert there == made, "run: python scripts/make_docs.py"
+
+
+@pytest.mark.parametrize(
+    ("page", "folder", "methods"), [("bundles", "encodings", ENCODINGS), ("localize", "localizers", LOCALIZERS)]
+)
+def test_pages_written_by_hand_name_every_method(page, folder, methods):
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    assert [m.name for m in methods if f"[`{m.name}`]({folder}/{m.name}.md)" not in text] == []
+
+
+def test_links_between_pages_lead_somewhere():
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)[)#]", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).is_file(), f"{path.name}: {target}"
 
 
 def code_blocks(text):

@@ -67,7 +67,8 @@ class Encoding:
         scope: Over what they run: "model", "tensor", or "parameter" where a parameter of that name says.
         reach: "elementwise" or "matrix".
         takes: Tells by name and shape whether a tensor is encoded; tensors without two axes never reach "matrix".
-        formula: Bits of all tasks by the method's card: of (merged, frozen, tasks, bits of a stored number, parameters).
+        formula: Bits of all tasks by the method's card: of (merged, frozen, tasks, bits of a stored number, parameters), among
+            the parameters "vector_bits", of a number of a vector that all share.
     """
 
     function: Callable[..., Part]
@@ -150,6 +151,10 @@ class Encoding:
     def check(self, given: Mapping[str, Any], tasks: int) -> dict[str, Any]:
         """Return all parameters, checked; raise ArgumentError for a bad one, or one that is not one per task where it must be."""
         caller = f"pack {self.name}"
+        kinds = {name: parameter.kind for name, parameter in self.parameters.items()}
+        given = {
+            n: (v,) if isinstance(kinds.get(n), Reals) and isinstance(v, int | float) else v for n, v in given.items()
+        }
         checked = check_all(self.parameters, given, caller)
         if "tasks" in checked and checked["tasks"] is None:
             checked["tasks"] = tasks

@@ -1,5 +1,7 @@
 """What a bundle stores: the published figures from their counts, and measured bytes beside the formula."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -54,3 +56,15 @@ def test_a_damaged_task_is_told(pack_all):
     found = Bundle(bundle).account()
     assert list(found.tasks) == ["a", "c"]
     assert "part.json" in found.damaged["b"]
+
+
+@pytest.mark.parametrize("change", [{"encoding": "magic"}, {"parameters": {"density": 7}}])
+def test_an_encoding_of_another_version_is_listed_without_its_formula(pack_all, change):
+    bundle = pack_all("compeft")
+    wanted = Bundle(bundle).account()
+    path = bundle / "bundle.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    found = Bundle(bundle).account()
+    assert found.formula_bits is None
+    assert found.tasks == wanted.tasks
+    assert found.formula_individual_bits == wanted.formula_individual_bits

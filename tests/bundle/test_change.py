@@ -1,11 +1,15 @@
 """Tasks that come and go: the others keep every byte, and one that is added is packed as it would have been at first."""
 
+import fcntl
 import json
+import os
+import shutil
 
 import pytest
 
-from weightsmith import WeightsmithError, add, remove
+from weightsmith import WeightsmithError, add, remove, unpack, verify
 from weightsmith.checkpoint.read import open_checkpoint
+from weightsmith.errors import ArgumentError, ResourceError
 
 
 def folders(bundle, content):
@@ -87,3 +91,76 @@ def test_a_change_by_someone_else_meanwhile(pack_all, family, monkeypatch):
     with pytest.raises(WeightsmithError, match="changed by another process"):
         change.execute_add(found, plan)
     assert list(change.read_bundle(bundle).tasks) == ["b"]
+
+
+def test_two_at_once(pack_all, family, content):
+    """While one process changes a bundle, another is refused; it clears nothing of the first one's."""
+    bundle = pack_all("lossless", models=("a",))
+    (bundle / ".partial-0" / "tasks").mkdir(parents=True)
+    before = content(bundle)
+    handle = os.open(bundle, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    for change in (lambda: add(bundle, {"b": family / "b"}), lambda: remove(bundle, "a")):
+        with pytest.raises(ResourceError, match="is being changed by another process"):
+            change()
+    assert content(bundle) == before
+    assert (bundle / ".partial-0").is_dir()
+    os.close(handle)
+    add(bundle, {"b": family / "b"})
+    assert verify(bundle).is_sound
+
+
+def test_what_a_killed_change_left_is_cleared_by_the_next(pack_all, family):
+    bundle = pack_all("lossless", models=("a", "b"))
+    shutil.copytree(bundle / "tasks", bundle / ".partial-12345678" / "tasks")
+    (bundle / ".bundle.json.new").write_text("{")
+    found = verify(bundle).findings
+    assert len(found) == 2
+    assert all("the next add or remove clears it" in text for text in found)
+    remove(bundle, "b")
+    assert verify(bundle).is_sound
+    assert {p.name for p in bundle.iterdir()} == {"bundle.json", "tasks"}
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_interrupt_while_the_manifest_is_replaced(pack_all, family, monkeypatch, moment):
+    from weightsmith.bundle import change
+
+    bundle = pack_all("lossless", models=("a",))
+    write = change.write_manifest
+
+    def interrupted(path, content):
+        if moment == "after":
+            write(path, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(change, "write_manifest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        add(bundle, {"b": family / "b"})
+    result = verify(bundle)
+    assert result.is_sound, result.findings
+    assert list(change.read_bundle(bundle).tasks) == ["a"] + ["b"] * (moment == "after")
+
+
+def test_a_task_whose_folder_is_gone_can_be_removed(pack_all):
+    bundle = pack_all("lossless", models=("a", "b"))
+    shutil.rmtree(next((bundle / "tasks").glob("*-b")))
+    assert remove(bundle, "b").nbytes == 0
+    assert verify(bundle).is_sound
+
+
+def test_nothing_is_written_into_a_bundle(pack_all, family, content):
+    from weightsmith import merge
+    from weightsmith.bundle import pack
+
+    bundle = pack_all("lossless", models=("a",))
+    before = content(bundle)
+    for write in (
+        lambda out: pack("lossless", base=family / "base", models=[f"a={bundle}#a"], out=out),
+        lambda out: unpack(bundle, out),
+        lambda out: merge("linear", models=[f"{bundle}#a", family / "b"], out=out),
+    ):
+        for place in ("x", "tasks/x"):
+            with pytest.raises(ArgumentError, match="a folder outside bundles"):
+                write(bundle / place)
+    assert content(bundle) == before

@@ -49,3 +49,16 @@ def test_rebuilt_bytes_are_compared_with_the_original(pack_all):
     found = verify(bundle).findings
     assert len([t for t in found if "rebuilt bytes have another SHA-256" in t]) >= 1
     assert any("of the base has another SHA-256" in t for t in found)
+
+
+def test_every_value_of_the_manifest_counts(pack_all):
+    bundle = pack_all("compeft")
+    path = bundle / "bundle.json"
+    text = path.read_text()
+    assert '"density": 0.2' in text
+    path.write_text(text.replace('"density": 0.2', '"density": 0.3'))
+    assert any("bundle.json' is not as it was written" in t for t in verify(bundle).findings)
+    path.write_text(text.replace("manifest_sha256", "manifest_sha257"))
+    assert not verify(bundle).is_sound
+    path.write_text(text)
+    assert verify(bundle).is_sound

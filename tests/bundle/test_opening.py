@@ -9,8 +9,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from weightsmith import WeightsmithError
+from weightsmith import Bundle, WeightsmithError, add, verify
 from weightsmith.checkpoint.read import Files, open_checkpoint, read_array
+from weightsmith.errors import ArgumentError, CheckpointError
 
 
 def place_of(bundle, task):
@@ -333,6 +334,14 @@ def test_links_out_of_the_bundle(bundle, tmp_path):
     refused(f"{bundle}#a", "outside its folder")
 
 
+@pytest.mark.parametrize("name", ["tasks/0001-a", "tasks/0001-a/beside", "shared"])
+def test_folders_that_are_links_out_of_the_bundle(masks, tmp_path, name):
+    (masks / name).rename(tmp_path / "outside")
+    (masks / name).symlink_to(tmp_path / "outside")
+    refused(f"{masks}#a", f"{name}' is a link out of the bundle", "Restore the bundle")
+    assert not verify(masks).is_sound
+
+
 def test_which_task(bundle, pack_all, tasks, tmp_path):
     with pytest.raises(WeightsmithError, match="is a bundle of 3 tasks") as error:
         open_checkpoint(bundle)
@@ -346,3 +355,43 @@ def test_which_task(bundle, pack_all, tasks, tmp_path):
     named = tmp_path / "x#y"
     one.rename(named)
     assert read_array(open_checkpoint(f"{named}#b").tensors["ids"]) == tasks["b"]["ids"].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("encoding", None), ("encoding", ["x"]), ("parameters", None), ("exact", 7), ("exact", [[]])],
+)
+def test_manifests_that_other_verbs_could_not_use(bundle, family, key, value):
+    edit_manifest(bundle, lambda c: c.update({key: value}))
+    refused(f"{bundle}#a", "bundle.json")
+    for use in (lambda: Bundle(bundle).account(), lambda: add(bundle, {"d": family / "c"})):
+        with pytest.raises(CheckpointError, match=r"bundle\.json"):
+            use()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["tensors"].__setitem__(1, 0.5),
+        lambda c: c["tensors"][2].pop("name"),
+        lambda c: c["tensors"][2].pop("terms"),
+        lambda c: c["tensors"][2].update(shape=["x"]),
+        lambda c: c["tensors"][2].update(dtype="F31"),
+        lambda c: c["tensors"][0]["terms"].__setitem__(0, "mask"),
+        lambda c: c["tensors"][0]["terms"][0].pop("shared"),
+        lambda c: c.update(files=c["files"][1:]),
+    ],
+)
+def test_what_a_bundle_stores_is_told_without_a_damaged_task(bundle, change):
+    edit_part(bundle, "a", change)
+    found = Bundle(bundle).account()
+    assert set(found.damaged) == {"a"}
+    assert "part.json" in found.damaged["a"]
+    assert set(found.tasks) == {"b", "c"}
+    assert any("task 'a'" in text for text in verify(bundle).findings)
+
+
+def test_what_is_no_bundle(tmp_path, family):
+    for path, got in ((tmp_path / "nothing", "nothing there"), (family / "a", "a folder without it")):
+        with pytest.raises(ArgumentError, match=f"is not a bundle; expected a folder with bundle.json; got {got}"):
+            Bundle(path)

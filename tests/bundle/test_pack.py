@@ -349,3 +349,27 @@ def test_nan_is_refused_by_name_unless_stored_without_loss(family, tmp_path, tas
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith("out")] == []
     bundle = pack("lossless", base=family / "base", models={"x": folder}, out=tmp_path / "out").out
     assert np.array_equal(read_task(bundle, "x")["model.norm.weight"], bad["model.norm.weight"], equal_nan=True)
+
+
+@pytest.fixture
+def with_nan(family, tasks, save_arrays):
+    """The folder of a task whose matrix holds a NaN and an infinity."""
+    changed = {n: a.copy() for n, a in tasks["a"].items()}
+    changed["model.layers.0.mlp.up_proj.weight"][0, :2] = np.nan, np.inf
+    return save_arrays(family / "odd", changed)
+
+
+@pytest.mark.parametrize("encoding", ["low_rank", "tsv_c", "rmm", "twin_svd"])
+def test_matrices_with_nan_are_told_and_can_be_stored_without_loss(pack_all, with_nan, tasks, read_task, encoding):
+    name, options = "model.layers.0.mlp.up_proj.weight", Options(allow_nonfinite=True)
+    with pytest.raises(WeightsmithError, match=rf"{name}.*--exact NAME|{name}.*finite numbers"):
+        pack_all(encoding, models=("odd", "b"), options=options)
+    found = read_task(pack_all(encoding, models=("odd", "b"), options=options, exact=[name]), "odd")[name]
+    assert np.isnan(found[0, 0])
+    assert found[1:].tobytes() == tasks["a"][name][1:].tobytes()
+
+
+def test_names_with_control_characters_are_told_as_what_they_are(pack_all, family, tasks, save_arrays):
+    save_arrays(family / "odd", {**tasks["a"], "a\u202eb": np.ones(3, np.float32)})
+    with pytest.raises(WeightsmithError, match="has control characters in its name\nRename them in the model"):
+        pack_all("compeft", models=("odd",))

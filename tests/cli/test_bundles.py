@@ -72,9 +72,9 @@ def test_text_for_people(command, words, tmp_path):
         (("pack", "compeft", "--model", "a"), 2, "--base"),
         (("pack",), 2, "Missing option '--base'"),
         (("unpack", "nothing", "out"), 2, "does not exist"),
-        (("ls", "nothing"), 3, "bundle.json"),
-        (("remove", "nothing", "a"), 3, "bundle.json"),
-        (("add", "nothing", "--model", "a"), 3, "bundle.json"),
+        (("ls", "nothing"), 2, "bundle.json"),
+        (("remove", "nothing", "a"), 2, "bundle.json"),
+        (("add", "nothing", "--model", "a"), 2, "bundle.json"),
     ],
 )
 def test_wrong_use(command, given, code, told, tmp_path, monkeypatch):

@@ -31,3 +31,9 @@ def test_names_are_escaped():
     assert "<script>" not in found
     assert "<i>" not in found
     assert 'title="&#34;"' in found
+
+
+def test_infinity_is_written_as_the_page_reads_it():
+    found = table(HEADS, [("a", "mlp", float("inf")), ("b", "mlp", float("-inf"))], sortable=True)
+    assert 'data-v="Infinity"' in found
+    assert 'data-v="-Infinity"' in found

@@ -74,6 +74,7 @@ def test_blocked_sums(size, dtype):
     assert found.shape == (-(-size // BLOCK), TASKS * (TASKS + 1) // 2)
     assert found.dtype == np.float64
     agree(absolute_sum, vectors[1])
+    agree(blocked_sum, vectors[1].astype(np.float64))
 
 
 def test_gram_is_the_matrix_of_inner_products(size, dtype):

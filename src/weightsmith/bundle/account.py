@@ -11,7 +11,7 @@ from typing import Any
 from weightsmith.bundle.planning import CHOSEN, find_encoding
 from weightsmith.checkpoint.bundle import MANIFEST, PART, Bundle, read_part
 from weightsmith.checkpoint.entry import DTYPE_BITS
-from weightsmith.errors import CheckpointError
+from weightsmith.errors import ArgumentError, CheckpointError
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,13 @@ class Account:
 
 
 def formula(
-    encoding: str, merged: int, frozen: int, tasks: int, bits: int, parameters: Mapping[str, Any] | None = None
+    encoding: str,
+    merged: int,
+    frozen: int,
+    tasks: int,
+    bits: int,
+    parameters: Mapping[str, Any] | None = None,
+    vector_bits: int | None = None,
 ) -> tuple[float, float | None]:
     """Return the bits of the models by themselves, and of the bundle with its base, by the encoding's card.
 
@@ -92,6 +98,7 @@ def formula(
         tasks: How many models.
         bits: Of one stored number.
         parameters: The encoding's; its defaults where left out.
+        vector_bits: Of one number of a vector that all tasks share; `bits` where left out.
 
     Example:
         >>> individual, bundle = formula("tall_masks", 87_849_216, 25_599_489, 20, 32)
@@ -102,7 +109,8 @@ def formula(
     found = None if encoding == CHOSEN else find_encoding(encoding)
     if found is None or found.formula is None:
         return individual, None
-    return individual, float(found.formula(merged, frozen, tasks, bits, found.check(parameters or {}, tasks)))
+    given = {**found.check(parameters or {}, tasks), "vector_bits": bits if vector_bits is None else vector_bits}
+    return individual, float(found.formula(merged, frozen, tasks, bits, given))
 
 
 def account(bundle: Bundle) -> Account:
@@ -131,10 +139,12 @@ def account(bundle: Bundle) -> Account:
     merged = sum(encoded.values())
     frozen = sum(n for name, n in others.items() if name not in encoded)
     width = max(bits, key=lambda w: bits[w], default=32)
-    alone, stored = formula(
-        content["encoding"], merged, frozen, len(bundle.tasks), width, _parameters(content["parameters"])
-    )
-    shared = content["shared"]
+    counts, shared = (merged, frozen, len(bundle.tasks), width), content["shared"]
+    vector = DTYPE_BITS[shared["dtype"]] if shared else None
+    try:
+        alone, stored = formula(content["encoding"], *counts, _parameters(content["parameters"]), vector)
+    except ArgumentError:  # an encoding or parameter of another version; what is stored can be read all the same
+        alone, stored = formula(CHOSEN, *counts)
     return Account(
         sum(f["bytes"] for f in content["base"]["files"]),
         shared["bytes"] if shared else 0,

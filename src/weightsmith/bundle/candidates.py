@@ -145,6 +145,8 @@ def measure(worker: Worker, origin: Entry | None, entry: Entry) -> Measured:
         return Measured((EXACT,), (0.0,), (stated + exact,), 0.0)
     base, task = (np.concatenate([_numbers(worker, e, *cut) for cut in cuts]) for e in (origin, entry))
     norm = sample.share * float(np.square(task - base, dtype=np.float64).sum())
+    if not math.isfinite(norm):  # NaN or infinity, let pass
+        return Measured((EXACT,), (0.0,), (stated + exact,), 0.0)
     found = [(NOTHING, sample.error(base, task, entry.dtype), 0), (EXACT, 0.0, exact)]
     for setting in FRAMED:
         if setting.encoding is not None and setting.encoding.is_taken(entry.name, entry.shape, entry.dtype):
@@ -211,6 +213,8 @@ def _low_ranks(
     """Return the ranks that take less room than the matrix, with error and size."""
     rows, columns = as_matrix(entry.shape)
     matrix = (numbers(worker, FRAME, entry) - numbers(worker, FRAME, origin)).reshape(rows, columns)
+    if not np.isfinite(matrix).all():
+        return []
     factors = sketched(wide(matrix), min(rows, columns, RANKS[-1]), 0)
     there = int((factors.values > 0).sum())
     found = []
@@ -236,6 +240,8 @@ def _promises_low_rank(worker: Worker, origin: Entry, entry: Entry) -> bool:
     base, task = (
         np.stack([_row(worker, e, int(r) * columns, columns)[picked[1]] for r in picked[0]]) for e in (origin, entry)
     )
+    if not np.isfinite(task - base).all():
+        return False
     squares = singular_values(wide(task - base)) ** 2
     return bool(squares[: RANKS[-1]].sum() >= PROMISE * squares.sum() > 0)
 

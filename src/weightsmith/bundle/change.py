@@ -84,7 +84,11 @@ def plan_add(
     given = {n: v for n, v in parameters.items() if v is not None}
     if is_own:
         stated = {n: v for n, v in content["parameters"].items() if n in chosen.parameters and n not in given}
-        per_task = {n for n, v in stated.items() if isinstance(chosen.parameters[n].kind, Reals) and isinstance(v, list) and len(v) > 1}
+        per_task = {
+            n
+            for n, v in stated.items()
+            if isinstance(chosen.parameters[n].kind, Reals) and isinstance(v, list) and len(v) > 1
+        }
         given |= {n: tuple(v) if isinstance(v, list) else v for n, v in stated.items() if n not in per_task}
     base = open_stated_base(found, open_stored, fingerprint)
     checked = chosen.check(given, len(named))

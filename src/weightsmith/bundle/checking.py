@@ -58,7 +58,9 @@ def check_bundle(folder: Path, options: Options, progress: Callable[[str, int, i
     findings: list[str] = []
     files = tensors = nonfinite = rebuilt = 0
     if bundle.content.get("manifest_sha256") != manifest_digest(bundle.content):
-        findings.append(f"file '{shown(folder / MANIFEST)}' is not as it was written: it states another SHA-256 of itself")
+        findings.append(
+            f"file '{shown(folder / MANIFEST)}' is not as it was written: it states another SHA-256 of itself"
+        )
     try:
         base = open_stated_base(bundle, open_stored, fingerprint)
     except WeightsmithError as error:
@@ -91,7 +93,9 @@ def check_bundle(folder: Path, options: Options, progress: Callable[[str, int, i
             findings += [f"task '{task}', tensor '{shown(name)}': {fault}"] if fault else []
     for path in _strays(bundle):
         is_left = path.name.startswith(LEFT_OVER) or path.name == f".{MANIFEST}.new"
-        told = "is left of a change that was stopped; the next add or remove clears it" if is_left else "was added later"
+        told = (
+            "is left of a change that was stopped; the next add or remove clears it" if is_left else "was added later"
+        )
         findings.append(f"file '{shown(path)}' {told}")
     return Checked(tuple(findings), (), files, tensors, nonfinite, rebuilt)
 

@@ -18,6 +18,7 @@ from weightsmith.engine.stream import Stream, Worker
 from weightsmith.errors import ArgumentError
 from weightsmith.plan import Options
 from weightsmith.recipe import parse_size
+from weightsmith.run import Progress
 from weightsmith.tensor.frames import FRAME
 
 
@@ -32,7 +33,7 @@ def plan_choice(
     copy_base: bool = False,
     options: Options | None = None,
     drops: Callable[[PackPlan], Mapping[str, float]] | None = None,
-    report: Callable[[str, int], None] = lambda stage, more: None,
+    progress: Progress | None = None,
 ) -> PackPlan:
     """Try settings on every tensor of every task, and choose one for each: the plan of a bundle.
 
@@ -46,7 +47,7 @@ def plan_choice(
         copy_base: As for `pack`.
         options: Memory, threads and the like.
         drops: Packs as a first choice says and returns how far each task's score falls; errors are weighed by it then.
-        report: Called with the bytes that were read.
+        progress: Called with (stage, bytes done, bytes in all).
 
     Raises:
         ArgumentError: Not one of the three is given, or it cannot be kept.
@@ -61,8 +62,10 @@ def plan_choice(
         raise ArgumentError("pack: score", expected="a budget or bits_per_weight beside it", got="min_fidelity")
     if bits_per_weight is not None and not 0 < bits_per_weight <= 64:
         raise ArgumentError("pack: bits_per_weight", expected="a number in (0, 64]", got=f"{bits_per_weight}")
+    if min_fidelity is not None and not 0 <= min_fidelity <= 1:
+        raise ArgumentError("pack: min_fidelity", expected="a number in [0, 1]", got=f"{min_fidelity}")
     plan = plan_pack("lossless", base=base, models=models, exact=exact, copy_base=copy_base, options=options)
-    measured = _measure(plan, report)
+    measured = _measure(plan, progress)
     room = parse_size(budget, "budget") if budget is not None else None
     if bits_per_weight is not None:
         room = int(bits_per_weight / 8 * sum(e.size for c in plan.tasks.values() for e in c.tensors.values()))
@@ -77,11 +80,12 @@ def plan_choice(
     return replace(plan, packing=replace(plan.packing, choice=choice), notes=(*plan.notes, *_notes(choice)))
 
 
-def _measure(plan: PackPlan, report: Callable[[str, int], None]) -> dict[str, dict[str, Measured]]:
+def _measure(plan: PackPlan, progress: Progress | None) -> dict[str, dict[str, Measured]]:
     """Return what each tensor of each task could be stored as."""
     packing = plan.packing
     items = [(task, e) for task, model in plan.tasks.items() for e in model.tensors.values()]
     found: dict[str, dict[str, Measured]] = {task: {} for task in plan.tasks}
+    done, total = 0, sum(e.nbytes for _, e in items)
 
     def run(worker: Worker, item: tuple[str, Entry]) -> Measured:
         _, entry = item
@@ -94,7 +98,9 @@ def _measure(plan: PackPlan, report: Callable[[str, int], None]) -> dict[str, di
     with Stream(_job(packing, plan.tasks), 3, FRAME) as stream, threadpool_limits(1, "blas"):
         for (task, entry), one in zip(items, stream.in_order(items, run), strict=True):
             found[task][entry.name] = one
-            report("try", entry.nbytes)
+            done += entry.nbytes
+            if progress is not None:
+                progress("try", done, total)
     return found
 
 

@@ -116,7 +116,7 @@ def pack(
             raise ArgumentError("pack without an encoding", expected="no parameters of one", got=", ".join(parameters))
         inputs = {"base": base, "models": models, "exact": exact, "copy_base": copy_base, "options": options}
         drops = None if score is None else partial(_drops, score, Path(out))
-        chosen = plan_choice(**inputs, **wanted, drops=drops)  # type: ignore[arg-type]  # as they were given
+        chosen = plan_choice(**inputs, **wanted, drops=drops, progress=progress)  # type: ignore[arg-type]  # as they were given
         return execute_pack(chosen, Path(out), force=force, progress=progress)
     if any(value is not None for value in (*wanted.values(), score)):
         raise ArgumentError(f"pack {encoding}", expected="an encoding, or a budget or fidelity", got="both")

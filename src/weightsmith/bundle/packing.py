@@ -13,7 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from weightsmith.bundle.planning import Packing, frames_of
-from weightsmith.bundle.sharing import Report, scales_key, shared_vector, vector_key
+from weightsmith.bundle.sharing import EXACTLY, Report, scales_key, shared_vector, vector_key
 from weightsmith.checkpoint.bundle_write import PieceWriter
 from weightsmith.checkpoint.entry import Checkpoint, Entry
 from weightsmith.checkpoint.names import layer_of
@@ -22,7 +22,7 @@ from weightsmith.compress.lossless import lossless
 from weightsmith.encoding import Encoding, Part
 from weightsmith.engine.reductions import reduce, reduce_each
 from weightsmith.engine.stream import Stream, Work, Worker
-from weightsmith.engine.whole import numbers
+from weightsmith.engine.whole import check_finite, numbers
 from weightsmith.errors import NonFiniteError, shown
 from weightsmith.matrices import as_matrix
 from weightsmith.method import Tile
@@ -249,6 +249,7 @@ def _code_matrix(encoding: Encoding, worker: Worker, run: _Run, found: Mapping[s
         worker.job.layers,
         found.get(item.entry.name, (None, 0))[0],
     )
+    check_finite(task - base, item.entry.name, EXACTLY)
     is_equal = bool(np.array_equal(task, base))
     part = encoding.encode((task - base).reshape(shape), shared, item.work.parameters or {}, tile, base.reshape(shape))
     form = part.form or encoding.form

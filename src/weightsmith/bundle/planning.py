@@ -220,12 +220,11 @@ def open_task_to_pack(task: str, reference: str, packing: Packing) -> Checkpoint
     """Open the model of a task; MismatchError where it has no tensor of the base's, or names that are not written."""
     model = open_checkpoint(reference, follow_symlinks=packing.options.follow_symlinks)
     faults = [f"tensor '{shown(n)}' has control characters in its name" for n in model.tensors if not n.isprintable()]
-    if not any(packing.origin(e) for e in model.tensors.values()):
-        faults.append("no tensor has a name and shape of the base's")
+    do = "Rename them in the model"
+    if not faults and not any(packing.origin(e) for e in model.tensors.values()):
+        faults, do = ["no tensor has a name and shape of the base's"], "Name the base it was trained from"
     if faults:
-        raise_all(
-            faults, MismatchError, f"task '{task}', model '{shown(reference)}'", "Name the base it was trained from"
-        )
+        raise_all(faults, MismatchError, f"task '{task}', model '{shown(reference)}'", do)
     return model
 
 

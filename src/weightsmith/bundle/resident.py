@@ -6,6 +6,7 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ _TORCH = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool", "U8": "uint8", "I8": "int8",
     "I16": "int16", "I32": "int32", "I64": "int64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
-STEP_BYTES = 1 << 24  # formed at a time by one thread, where a tensor cannot be formed in place
+STEP_BYTES = 1 << 23  # formed at a time by one thread; whole frames of any dtype
 
 
 class Bundle:
@@ -110,9 +111,10 @@ class Bundle:
         _check_fit(entries, state, task)
         before = self._resident.pop(module, None)
         changed = None if before is None else self._changed(before) | self._changed(task)
-        wanted = [(e, state[n]) for n, e in entries.items() if changed is None or n in changed]
-        with torch.no_grad(), ThreadPoolExecutor(usable_threads(), "weightsmith") as pool:
-            written = sum(pool.map(lambda item: _write(*item), wanted))
+        jobs = [j for n, e in entries.items() if changed is None or n in changed for j in _jobs(e, state[n])]
+        largest_first, threads = iter(sorted(jobs, key=_Job.order)), usable_threads()
+        with torch.no_grad(), ThreadPoolExecutor(threads, "weightsmith") as pool:
+            written = sum(pool.map(lambda _: _write_all(largest_first), range(threads)))
         self._resident[module] = task
         return written
 
@@ -150,23 +152,60 @@ def _check_fit(entries: Mapping[str, Entry], state: Mapping[str, Any], task: str
         )
 
 
-def _write(entry: Entry, target: Any) -> int:
-    """Write a tensor's values into a torch tensor: its bytes in place where it holds just such, else through pieces."""
+@dataclass(frozen=True)
+class _Job:
+    """Bytes of a tensor that one thread writes: into `place`, where the module holds just such, else through pieces.
+
+    Attributes:
+        entry: The task's tensor.
+        target: The module's.
+        start: From which byte of the tensor; 0 without a place.
+        place: The module's own memory, uint8; None to go through pieces.
+    """
+
+    entry: Entry
+    target: Any
+    start: int = 0
+    place: Array | None = None
+
+    def order(self) -> int:
+        """Return what sorts jobs that cannot be divided first, the largest of them at the beginning."""
+        return -self.entry.nbytes if self.place is None else 0
+
+
+def _jobs(entry: Entry, target: Any) -> Iterator[_Job]:
+    """Divide the writing of one tensor among threads."""
     import torch
 
-    stored = getattr(torch, _TORCH[entry.dtype])
     flat = target.detach()
+    is_same = flat.device.type == "cpu" and flat.dtype == getattr(torch, _TORCH[entry.dtype]) and flat.is_contiguous()
+    if not is_same:
+        yield _Job(entry, flat)
+        return
+    raw = flat.reshape(-1).view(torch.uint8).numpy() if entry.nbytes else np.empty(0, np.uint8)
+    for start in range(0, len(raw), STEP_BYTES):
+        yield _Job(entry, flat, start, raw[start : start + STEP_BYTES])
+
+
+def _write_all(jobs: Iterator[_Job]) -> int:
+    """Do what is left of the jobs, which threads take in turn; return how many bytes were written."""
     with Files() as files:
-        if flat.device.type == "cpu" and flat.dtype == stored and flat.is_contiguous():
-            raw = flat.reshape(-1).view(torch.uint8).numpy() if entry.nbytes else np.empty(0, np.uint8)
-            files.entry_into(entry, 0, raw.data)
-            return entry.nbytes
-        for rows, raw in _pieces(entry, files):
-            values = torch.from_numpy(raw).view(stored)
-            if not entry.shape:
-                flat.copy_(values.reshape(()))
-            else:
-                flat[rows].copy_(values.reshape(-1, *entry.shape[1:]))
+        return sum(_write(job, files) for job in jobs)
+
+
+def _write(job: _Job, files: Files) -> int:
+    import torch
+
+    entry = job.entry
+    if job.place is not None:
+        files.entry_into(entry, job.start, job.place.data)
+        return len(job.place)
+    for rows, raw in _pieces(entry, files):
+        values = torch.from_numpy(raw).view(getattr(torch, _TORCH[entry.dtype]))
+        if not entry.shape:
+            job.target.copy_(values.reshape(()))
+        else:
+            job.target[rows].copy_(values.reshape(-1, *entry.shape[1:]))
     return entry.nbytes
 
 

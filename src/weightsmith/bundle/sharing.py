@@ -15,7 +15,7 @@ from weightsmith.checkpoint.bundle_write import PieceWriter
 from weightsmith.checkpoint.entry import Checkpoint, Entry, Packed, Term
 from weightsmith.engine.reductions import is_reduced_first, reduce, reduce_each
 from weightsmith.engine.stream import Piece, Stream, Work, Worker
-from weightsmith.engine.whole import numbers
+from weightsmith.engine.whole import check_finite, numbers
 from weightsmith.errors import NonFiniteError, shown
 from weightsmith.matrices import Matrices, as_matrix
 from weightsmith.method import Tile, method
@@ -24,6 +24,7 @@ from weightsmith.tensor.coding import encode, stored_bytes
 from weightsmith.tensor.frames import FRAME
 from weightsmith.tensor.int8 import row_scales, to_int8
 
+EXACTLY = "Store it without loss: --exact NAME"  # what a decomposition cannot take
 GATHERED = 6  # arrays that an encoding may share of one tensor
 Report = Callable[[str, int], None]  # stage, bytes read
 
@@ -174,7 +175,12 @@ def _write_gathered(packing: Packing, works: Sequence[Work], writer: PieceWriter
         def make(worker: Worker, work: Work) -> Mapping[str, Array]:
             base = numbers(worker, stream.tile, work.inputs[0])
             shape = as_matrix(work.shape)
-            load = lambda t: (numbers(worker, stream.tile, work.inputs[1 + t]) - base).reshape(shape)  # noqa: E731
+
+            def load(task: int) -> Array:
+                found = numbers(worker, stream.tile, work.inputs[1 + task]) - base
+                check_finite(found, work.name, EXACTLY)
+                return found.reshape(shape)
+
             return packing.encoding.shared_arrays(Matrices(len(work.inputs) - 1, shape, load), packing.parameters)
 
         for work, arrays in zip(works, stream.in_order(works, make), strict=True):

@@ -78,9 +78,17 @@ def read_bundle(folder: Path) -> Bundle:
     """Return what bundle.json says; nothing else is opened.
 
     Raises:
+        ArgumentError: There is none.
         CheckpointError: It is not a sound manifest, or of a later version.
     """
     path = folder / MANIFEST
+    if not is_bundle(folder):
+        raise ArgumentError(
+            f"'{shown(folder)}' is not a bundle",
+            expected=f"a folder with {MANIFEST}",
+            got="a folder without it" if folder.is_dir() else "a file" if folder.exists() else "nothing there",
+            do="Name the folder that weightsmith pack wrote",
+        )
     fault = check_member(path, folder, follow_symlinks=False)
     if fault:
         raise CheckpointError(fault, expected="a regular file", do=AGAIN)
@@ -140,7 +148,7 @@ def open_task(folder: Path, task: str | None, reference: str, open_base: Open, f
     place = bundle.place(task)
     base = open_stated_base(bundle, open_base, fingerprint)
     part = read_part(bundle, task)
-    own = read_pieces(place / WEIGHTS, place)
+    own = read_pieces(place / WEIGHTS, bundle.folder)
     shared_file = bundle.folder / SHARED
     shared = read_pieces(shared_file, bundle.folder) if bundle.content["shared"] is not None else {}
     tensors: dict[str, Entry] = {}
@@ -151,8 +159,6 @@ def open_task(folder: Path, task: str | None, reference: str, open_base: Open, f
         except CheckpointError as error:
             faults.append(str(error))
         else:
-            if entry.name in tensors:
-                faults.append(f"tensor '{shown(entry.name)}' is listed twice")
             tensors[entry.name] = entry
     if faults:
         raise_all(faults, CheckpointError, f"task '{task}' of bundle '{shown(folder)}'", AGAIN)
@@ -163,7 +169,7 @@ def open_task(folder: Path, task: str | None, reference: str, open_base: Open, f
         beside if beside.is_dir() else None,
         tensors,
         tuple(dict.fromkeys([*base.files, *([shared_file] if shared else []), place / WEIGHTS])),
-        read_config(_member(beside / "config.json", beside)) if has_config else {},
+        read_config(_member(beside / "config.json", bundle.folder)) if has_config else {},
         {"format": "pt"},
     )
 
@@ -172,6 +178,9 @@ def read_part(bundle: Bundle, task: str) -> dict[str, Any]:
     """Return part.json of a task, of just the size and SHA-256 that bundle.json states, checked as far as it can be alone."""
     place = bundle.place(task)
     path = _member(place / PART, bundle.folder)
+    fault = _led_out(place / BESIDE, bundle.folder)
+    if fault:
+        raise CheckpointError(fault, expected="a folder of the bundle", do=AGAIN)
     stated = next(item["part"] for item in bundle.content["tasks"] if item["name"] == task)
     with regular_file(path) as (handle, size):
         raw = read_exactly(handle, min(size, INDEX_BYTES), 0, path)
@@ -193,12 +202,15 @@ def read_part(bundle: Bundle, task: str) -> dict[str, Any]:
             refuse(what, f"the file '{shown(name)}'", f"'{WEIGHTS}' or files in {BESIDE}/")
     if [file["file"] for file in content["files"]][:1] != [WEIGHTS]:
         refuse(what, "files without it", f"'{WEIGHTS}' to be the first")
-    faults = []
+    faults, names = list[str](), set[str]()
     for item in taken(content, "tensors", list, what):
         try:
             check_listed(item, what)
         except CheckpointError as error:
             faults.append(str(error))
+        else:
+            faults += [f"tensor '{shown(item['name'])}' is listed twice"] if item["name"] in names else []
+            names.add(item["name"])
     if faults:
         raise_all(faults, CheckpointError, what, AGAIN)
     return dict(content)
@@ -242,10 +254,17 @@ def open_stated_base(bundle: Bundle, open_base: Open, fingerprint: Prints) -> Ch
 
 
 def _member(path: Path, root: Path) -> Path:
-    fault = check_member(path, root, follow_symlinks=False)
+    """Return the path of a file that may be read as part of the bundle `root`; CheckpointError for any other."""
+    fault = check_member(path, root, follow_symlinks=False) or _led_out(path.parent, root)
     if fault:
         raise CheckpointError(fault, expected="a regular file of the bundle", do=AGAIN)
     return path
+
+
+def _led_out(folder: Path, root: Path) -> str | None:
+    """Return why a folder is none of the bundle `root`, None where it is one."""
+    real = Path(os.path.realpath(folder))
+    return None if real.is_relative_to(os.path.realpath(root)) else f"'{shown(folder)}' is a link out of the bundle"
 
 
 def _check_format(content: Any, what: str) -> None:

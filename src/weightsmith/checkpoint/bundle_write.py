@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,9 @@ def write_json(path: Path, content: Any) -> None:
         os.replace(fresh, path)
     except OSError as error:
         raise failed(path, error) from error
+    finally:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
 
 
 def manifest_digest(content: Mapping[str, Any]) -> str:

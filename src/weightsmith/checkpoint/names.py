@@ -13,7 +13,24 @@ _KINDS = (
     ("head", ("lm_head", "embed_out", "classifier", "cls.predictions", "score.")),
     ("embedding", ("embed", "wte", "wpe", "shared.weight")),
     ("attention", ("attn", "attention", "q_proj", "k_proj", "v_proj", "o_proj", "qkv")),
-    ("mlp", ("mlp", "ffn", "feed_forward", "expert", "fc1", "fc2", "wi_0", "wi_1", "intermediate", "dense")),
+    (
+        "mlp",
+        (
+            "mlp",
+            "ffn",
+            "feed_forward",
+            "expert",
+            "fc1",
+            "fc2",
+            "wi_0",
+            "wi_1",
+            "intermediate",
+            "dense",
+            "up_proj",
+            "down_proj",
+            "gate_proj",
+        ),
+    ),
     ("convolution", ("conv",)),
 )
 # Input embedding, and the head beside the backbone that shares its storage where a config ties them.

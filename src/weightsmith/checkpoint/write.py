@@ -269,6 +269,14 @@ def check_output(out: Path, inputs: Sequence[Path], *, force: bool, mark: str = 
                 got=f"the input '{shown(given)}'",
                 do="Choose another folder; inputs are never changed",
             )
+    bundle = next((p for p in real.parents if os.path.lexists(p / "bundle.json")), None)
+    if bundle is not None:
+        raise ArgumentError(
+            f"--out '{shown(out)}'",
+            expected="a folder outside bundles",
+            got=f"one inside the bundle '{shown(bundle)}'",
+            do="Choose another folder; what lies in a bundle is its own",
+        )
     if os.path.lexists(out):
         if not out.is_dir() or out.is_symlink():
             kind = "a link" if out.is_symlink() else "a file"

@@ -11,7 +11,7 @@ import click
 from weightsmith.bundle.change import execute_add, plan_add
 from weightsmith.bundle.planning import CHOSEN, find_encoding
 from weightsmith.checkpoint.bundle import read_bundle
-from weightsmith.cli.options import SHOWING, machine_options, offered, option_parameters
+from weightsmith.cli.options import SHOWING, followed_by, machine_options, offered, option_parameters
 from weightsmith.cli.pack import MACHINE, MODEL, plan_text, show
 from weightsmith.cli.progress import shown_progress
 from weightsmith.errors import shown
@@ -21,7 +21,7 @@ _OFFERED = offered(*MACHINE, "dry_run")
 
 @click.command(
     "add",
-    params=[MODEL, *_OFFERED, *SHOWING],
+    params=[MODEL],
     short_help="Add tasks to a bundle.",
     epilog="\b\nExample:\n  weightsmith add BUNDLE --model math=A1 --set density=0.1\n\n"
     "Python twin: weightsmith.add(BUNDLE, {'math': A1}, density=0.1)",
@@ -31,6 +31,7 @@ _OFFERED = offered(*MACHINE, "dry_run")
     "--encoding", metavar="NAME", help="The bundle's own by default; or one that shares nothing between tasks."
 )
 @click.option("--set", "settings", metavar="NAME=VALUE", multiple=True, help="A parameter of the encoding. Repeat.")
+@followed_by(*_OFFERED, *SHOWING)
 def command(
     bundle: str,
     encoding: str | None,

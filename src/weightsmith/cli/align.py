@@ -17,7 +17,7 @@ from weightsmith.align.alignment import (
     plan_alignment,
 )
 from weightsmith.align.groups import read_groups
-from weightsmith.cli.options import SHOWING, machine_options, offered
+from weightsmith.cli.options import SHOWING, followed_by, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import columns, counted, nearly_one, number, size
 from weightsmith.errors import ArgumentError, shown
@@ -28,7 +28,6 @@ _HEADER = ("group", "units", "moved", "cosine before", "after")
 
 @click.command(
     "align",
-    params=[*_OFFERED, *SHOWING],
     short_help="Permute a model's hidden units to match a reference's; what it computes stays the same.",
     epilog="\b\nExample:\n  weightsmith align REFERENCE MODEL --groups groups.yaml --out ALIGNED\n\n"
     "Python twin: weightsmith.align(REFERENCE, MODEL, groups=GROUPS, out=OUT)",
@@ -42,6 +41,7 @@ _HEADER = ("group", "units", "moved", "cosine before", "after")
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Of the order of groups.")
 @click.option("--max-sweeps", type=click.IntRange(1), default=MAX_SWEEPS, show_default=True, help="Passes over groups.")
 @click.option("--singular-values", is_flag=True, help="Also compare singular values before and after; slow.")
+@followed_by(*_OFFERED, *SHOWING)
 def command(
     reference: str,
     models: tuple[str, ...],

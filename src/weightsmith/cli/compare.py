@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from weightsmith.cli.options import SHOWING, machine_options, offered
+from weightsmith.cli.options import SHOWING, followed_by, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.reporting import REPORT, report, report_path
 from weightsmith.cli.tables import columns, nearly_one, number
@@ -22,13 +22,13 @@ _LISTED_NAMES = 10
 
 @click.command(
     "compare",
-    params=[*_OFFERED, REPORT, *SHOWING],
     short_help="Compare two models tensor by tensor.",
     epilog="\b\nExample:\n  weightsmith compare MERGED BASE+ADAPTER --top 5\n\nPython twin: weightsmith.compare(A, B)",
 )
 @click.argument("a")
 @click.argument("b")
 @click.option("--top", type=click.IntRange(0), default=20, show_default=True, help="Show so many tensors that differ.")
+@followed_by(*_OFFERED, REPORT, *SHOWING)
 def command(a: str, b: str, top: int, as_json: bool, quiet: bool, **given: Any) -> int:
     """Compare names, shapes, dtypes and values of A and B: files, folders, MODEL+ADAPTER or hub ids.
 

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import click
 
-from weightsmith.cli.options import PEER_EXACT
+from weightsmith.cli.options import PEER_EXACT, followed_by
 from weightsmith.dialect import convert_recipe
 from weightsmith.errors import ArgumentError, ResourceError, shown
 
 
 @click.command(
     "convert-recipe",
-    params=[PEER_EXACT],
     short_help="Turn a recipe of mergekit's into one of ours.",
     epilog="\b\nExample:\n  weightsmith convert-recipe mergekit.yml --out recipe.yaml\n\n"
     'Python twin: weightsmith.convert_recipe("mergekit.yml")',
@@ -21,6 +20,7 @@ from weightsmith.errors import ArgumentError, ResourceError, shown
 @click.argument("recipe")
 @click.option("--out", metavar="FILE", help="Write it here. Default: print it.")
 @click.option("--force", is_flag=True, help="Replace FILE.")
+@followed_by(PEER_EXACT)
 def command(recipe: str, out: str | None, force: bool, peer_exact: bool) -> int:
     """Turn a recipe of mergekit's into one of ours, which merges to the same bytes.
 

@@ -11,7 +11,7 @@ import click
 from weightsmith.adapt.extraction import VERB, Extraction, execute_extraction, plan_extraction
 from weightsmith.adapt.publish import Adapter
 from weightsmith.adapt.ranks import make_rule
-from weightsmith.cli.options import SHOWING, machine_options, offered
+from weightsmith.cli.options import SHOWING, followed_by, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import columns, counted, grouped, number, size
 from weightsmith.errors import shown
@@ -27,7 +27,6 @@ _SHORT = "Write what a finetuned model changed as a LoRA adapter that PEFT loads
 
 @click.command(
     "extract-lora",
-    params=[*_OFFERED, *SHOWING],
     short_help=_SHORT,
     epilog="\b\nExample:\n  weightsmith extract-lora --base BASE --model FINETUNED --energy 0.9 --out ADAPTER\n\n"
     "Python twin: weightsmith.extract_lora(FINETUNED, base=BASE, energy=0.9, out=OUT)",
@@ -49,6 +48,7 @@ _SHORT = "Write what a finetuned model changed as a LoRA adapter that PEFT loads
     help="With --rank: randomized is faster and slightly off; the residual says by how much.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the randomized form.")
+@followed_by(*_OFFERED, *SHOWING)
 def command(
     out: str,
     rank: int | None,

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from weightsmith.cli.options import SHOWING, machine_options, offered
+from weightsmith.cli.options import SHOWING, followed_by, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import columns, nearly_one, number, size
 from weightsmith.errors import shown
@@ -26,7 +26,6 @@ _LISTED_NAMES = 10
 
 @click.command(
     "inspect",
-    params=[*_OFFERED, *SHOWING],
     short_help="Show a model's tensors by layer and kind, and what drifted from its base.",
     epilog="\b\nExample:\n  weightsmith inspect FINETUNED --base BASE\n\n"
     "Python twin: weightsmith.inspect(MODEL, base=BASE)",
@@ -34,6 +33,7 @@ _LISTED_NAMES = 10
 @click.argument("model")
 @click.option("--base", metavar="MODEL", help="What it was trained from: adds the task vector by layer and kind.")
 @click.option("--tensors", is_flag=True, help="Show the whole tree: layers, their kinds, their tensors.")
+@followed_by(*_OFFERED, *SHOWING)
 def command(model: str, base: str | None, tensors: bool, as_json: bool, quiet: bool, **given: Any) -> int:
     """Show parameters, bytes, dtypes and norms of MODEL: a file, a folder, MODEL+ADAPTER or a hub id.
 

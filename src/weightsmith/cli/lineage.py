@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from weightsmith.cli.options import SHOWING, machine_options, offered
+from weightsmith.cli.options import SHOWING, followed_by, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import columns, nearly_one, number
 from weightsmith.errors import shown
@@ -19,7 +19,6 @@ _HEADER = ("tensor", "weights", "equal", "cosine", "relative")
 
 @click.command(
     "lineage",
-    params=[*_OFFERED, *SHOWING],
     short_help="Say whether one model was trained from another.",
     epilog="\b\nExample:\n  weightsmith lineage BASE MODEL\n\nPython twin: weightsmith.lineage(BASE, MODEL)",
 )
@@ -28,6 +27,7 @@ _HEADER = ("tensor", "weights", "equal", "cosine", "relative")
 @click.option(
     "--top", type=click.IntRange(0), default=10, show_default=True, help="Show so many tensors, the least alike first."
 )
+@followed_by(*_OFFERED, *SHOWING)
 def command(first: str, second: str, top: int, as_json: bool, quiet: bool, **given: Any) -> int:
     """Tell from the weights alone whether FIRST and SECOND come from one another, with the numbers that say so.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from weightsmith.cli.options import SHOWING, machine_options, offered
+from weightsmith.cli.options import SHOWING, followed_by, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.reporting import REPORT, report, report_path
 from weightsmith.cli.tables import columns, counted, number, size
@@ -28,7 +28,6 @@ _TASKS = ("task", "lambda", "density", "norm", "drift", "distance", "erased", "l
 
 @click.command(
     "localize",
-    params=[*_OFFERED, REPORT, *SHOWING],
     short_help="Say where tasks lie in the weights, and how they clash.",
     epilog="\b\nExample:\n  weightsmith localize --base B --model A1 --model A2 --masks MASKS\n\n"
     "Python twin: weightsmith.localize(B, [A1, A2], masks=MASKS)",
@@ -80,6 +79,7 @@ _TASKS = ("task", "lambda", "density", "norm", "drift", "distance", "erased", "l
 @click.option(
     "--top", type=click.IntRange(0), default=0, show_default=True, help="Show so many tensors that drifted most."
 )
+@followed_by(*_OFFERED, REPORT, *SHOWING)
 def command(top: int, as_json: bool, quiet: bool, dry_run: bool, **given: Any) -> int:
     """Find which weights each task needs, and how tasks agree, overlap and clash.
 

@@ -11,7 +11,7 @@ import click
 from weightsmith.adapt.merging import WAYS, AdapterMerge, execute_adapters, plan_adapters
 from weightsmith.arguments import Reals
 from weightsmith.cli.extract_lora import show
-from weightsmith.cli.options import SHOWING, machine_options, offered
+from weightsmith.cli.options import SHOWING, followed_by, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import columns, counted, grouped, size
 from weightsmith.errors import shown
@@ -25,7 +25,6 @@ _SHORT = "Merge LoRA adapters of one base into one, exactly on their products."
 
 @click.command(
     "merge-adapters",
-    params=[*_OFFERED, *SHOWING],
     short_help=_SHORT,
     epilog="\b\nExample:\n  weightsmith merge-adapters --base BASE --adapter A1 --adapter A2 --coefficients 0.7,0.3 --out"
     " MERGED\n\nPython twin: weightsmith.merge_adapters([A1, A2], base=BASE, out=OUT)",
@@ -44,6 +43,7 @@ _SHORT = "Merge LoRA adapters of one base into one, exactly on their products."
 @click.option("--energy", type=float, metavar="SHARE", help="Or: keep this share of each weight's squared update.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True, help="Of the factors.")
 @click.option("--out", required=True, metavar="OUT", help="The new folder.")
+@followed_by(*_OFFERED, *SHOWING)
 def command(
     out: str,
     adapters: tuple[str, ...],

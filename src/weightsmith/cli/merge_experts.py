@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from weightsmith.align.experts import GATE_UP, LAYOUTS, ExpertMerge, ExpertPlan, execute_experts, plan_experts
-from weightsmith.cli.options import SHOWING, machine_options, offered
+from weightsmith.cli.options import SHOWING, followed_by, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import columns, counted, number, size
 from weightsmith.errors import shown
@@ -19,7 +19,6 @@ _OFFERED = offered("threads", "follow_symlinks", "force", "dry_run")
 
 @click.command(
     "merge-experts",
-    params=[*_OFFERED, *SHOWING],
     short_help="Merge the experts inside a mixture-of-experts model in groups.",
     epilog="\b\nExample:\n  weightsmith merge-experts MODEL --experts 4 --frequencies used.json --out FEWER\n\n"
     "Python twin: weightsmith.merge_experts(MODEL, experts=4, out=OUT)",
@@ -39,6 +38,7 @@ _OFFERED = offered("threads", "follow_symlinks", "force", "dry_run")
     "--gate-up", type=click.Choice(GATE_UP), help="How gate and up lie where one tensor holds both: halves, or in turn."
 )
 @click.option("--layout", type=click.Choice(LAYOUTS), default=LAYOUTS[0], show_default=True, help="See above.")
+@followed_by(*_OFFERED, *SHOWING)
 def command(out: str, dry_run: bool, no_align: bool, as_json: bool, quiet: bool, **given: Any) -> int:
     """Merge each mixture's experts around those used most: units matched, weights averaged by use (M-SMoE).
 

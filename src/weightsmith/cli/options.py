@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 
@@ -15,6 +15,7 @@ from weightsmith.plan import DEFAULT_MEMORY, Options
 from weightsmith.recipe import DTYPES, parse_size
 from weightsmith.recipe.origin import option_of
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 INPUTS = (
     click.Option(["--base"], metavar="MODEL", help="The model that the others were trained from."),
     click.Option(
@@ -70,6 +71,16 @@ SHOWING = (
     click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document."),
     click.Option(["--quiet"], is_flag=True, help="Show no progress."),
 )
+
+
+def followed_by(*options: click.Option) -> Callable[[Function], Function]:
+    """Return a decorator that lists options after the verb's own ones, which are decorated above it."""
+
+    def decorate(function: Function) -> Function:
+        function.__click_params__ = [*reversed(options)]  # type: ignore[attr-defined]  # click's place for them
+        return function
+
+    return decorate
 
 
 def offered(*names: str) -> list[click.Option]:

@@ -10,7 +10,7 @@ import click
 
 from weightsmith.bundle.account import Account
 from weightsmith.bundle.choosing import plan_choice
-from weightsmith.bundle.pack import Packed, check_bundle_place, execute_pack, reporter
+from weightsmith.bundle.pack import Packed, check_bundle_place, execute_pack
 from weightsmith.bundle.planning import SHARED_DTYPES, PackPlan, find_encoding, plan_pack
 from weightsmith.cli.options import SHOWING, machine_options, method_options, offered, parse_parameters
 from weightsmith.cli.progress import shown_progress
@@ -119,7 +119,7 @@ def _choose(ctx: click.Context, **given: Any) -> int:
         raise click.UsageError(f"Missing option '{missing[0]}', or the name of an encoding.", ctx)
     options = machine_options({k: given.pop(k) for k in MACHINE})
     with shown_progress(quiet=quiet) as progress:
-        plan = plan_choice(options=options, report=reporter(progress, 0), **given)
+        plan = plan_choice(options=options, progress=progress, **given)
         if dry_run:
             check_bundle_place(plan, Path(out), force=force)
         else:

@@ -48,11 +48,14 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
 
 def _lines() -> Callable[[str, int, int], None]:
     began = last = time.monotonic()
+    before = ""
 
     def show(stage: str, done: int, total: int) -> None:
-        nonlocal last
+        nonlocal began, last, before
         now = time.monotonic()
-        if now - last < SECONDS_BETWEEN_LINES:
+        if stage != before:  # bytes are counted anew in each
+            before, began = stage, now
+        if now == began or now - last < SECONDS_BETWEEN_LINES:
             return
         last = now
         speed = done / (now - began)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from weightsmith.cli.options import SHOWING, machine_options, offered
+from weightsmith.cli.options import SHOWING, followed_by, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import counted, size
 from weightsmith.errors import shown
@@ -18,7 +18,6 @@ _OFFERED = offered("memory", "threads", "follow_symlinks", "allow_nonfinite", "f
 
 @click.command(
     "restore",
-    params=[*_OFFERED, *SHOWING],
     short_help="Put the weights of one model into another inside a mask.",
     epilog="\b\nExample:\n  weightsmith restore MERGED --from A1 --mask MASKS/A1 --out RESTORED\n\n"
     "Python twin: weightsmith.restore(MERGED, source=A1, mask=MASK, out=OUT)",
@@ -32,6 +31,7 @@ _OFFERED = offered("memory", "threads", "follow_symlinks", "allow_nonfinite", "f
 )
 @click.option("--out", required=True, metavar="OUT", help="The new folder.")
 @click.option("--outside", is_flag=True, help="Take what lies outside the mask in place of what lies inside.")
+@followed_by(*_OFFERED, *SHOWING)
 def command(target: str, as_json: bool, quiet: bool, **given: Any) -> int:
     """Write TARGET with the stored bytes of SOURCE wherever MASK selects; all else stays as it is."""
     options = machine_options(given)

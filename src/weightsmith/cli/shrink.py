@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from weightsmith.align.shrinking import Shrinking, shrink
-from weightsmith.cli.options import SHOWING, machine_options, offered
+from weightsmith.cli.options import SHOWING, followed_by, machine_options, offered
 from weightsmith.cli.progress import shown_progress
 from weightsmith.cli.tables import columns, number
 from weightsmith.errors import ArgumentError, shown
@@ -19,7 +19,6 @@ _HEADER = ("group", "units", "surviving", "share", "")
 
 @click.command(
     "shrink",
-    params=[*_OFFERED, *SHOWING],
     short_help="Merge a model's hidden units that are nearly alike into a narrower one.",
     epilog="\b\nExample:\n  weightsmith shrink MODEL --groups groups.yaml --beta 0.1 --out NARROWER\n\n"
     "Python twin: weightsmith.shrink(MODEL, groups=GROUPS, out=OUT)",
@@ -44,6 +43,7 @@ _HEADER = ("group", "units", "surviving", "share", "")
     show_default=True,
     help="Largest share of a group's units merged away.",
 )
+@followed_by(*_OFFERED, *SHOWING)
 def command(out: str | None, measure: bool, as_json: bool, quiet: bool, **given: Any) -> int:
     """Merge units of one group that are nearly alike: incoming weights averaged, outgoing weights summed.
 

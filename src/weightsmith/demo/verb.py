@@ -25,7 +25,7 @@ def command(out: str | None, seed: int, force: bool, as_json: bool, quiet: bool)
     and pack them into bundles through this command line, and measure every result on held-out digits.
 
     Writes checkpoints, merged models, bundles, report.html, localize.html and results.json to OUT (./weightsmith-demo).
-    Takes about a minute.
+    Takes one to two minutes on two processors.
     """
     results = demo(out, seed=seed, force=force, progress=None if quiet else lambda text: click.echo(text, err=True))
     if as_json:
@@ -34,6 +34,7 @@ def command(out: str | None, seed: int, force: bool, as_json: bool, quiet: bool)
     from rich.console import Console
 
     console = Console()
-    console.print(table(results))
-    console.print(bundle_table(results))
+    for part in (table(results), bundle_table(results)):
+        console.print(part)
+        console.print()
     click.echo(f"Pictures: {Path(out or DEFAULT_OUT) / 'report.html'}")

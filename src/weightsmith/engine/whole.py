@@ -8,6 +8,7 @@ import numpy as np
 
 from weightsmith.checkpoint.entry import Entry
 from weightsmith.engine.stream import Piece, Work, Worker
+from weightsmith.errors import NonFiniteError, shown
 from weightsmith.matrices import Given, as_matrix
 from weightsmith.method import Method
 from weightsmith.tensor.arrays import Array
@@ -21,6 +22,15 @@ def numbers(worker: Worker, tile: int, entry: Entry) -> Array:
         stop = min(start + tile, entry.size)
         worker.read(entry, start, stop, out[start:stop])
     return out.reshape(entry.shape)
+
+
+def check_finite(values: Array, name: str, do: str) -> None:
+    """Refuse a matrix that is about to be decomposed; NonFiniteError where it holds NaN or infinity, let pass or not."""
+    if not np.isfinite(values).all():
+        got = f"{int((~np.isfinite(values)).sum())} that are NaN or infinite"
+        raise NonFiniteError(
+            f"tensor '{shown(name)}'", expected="finite numbers, which a decomposition needs", got=got, do=do
+        )
 
 
 def encoded(worker: Worker, entry: Entry, values: Array) -> Array:

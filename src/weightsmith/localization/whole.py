@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from weightsmith.budget import Demand, choose_limits, machine_limit, usable_threads
 from weightsmith.checkpoint.names import kind_of, layer_of
 from weightsmith.engine.stream import Piece, Stream, Work, Worker
-from weightsmith.engine.whole import numbers
+from weightsmith.engine.whole import check_finite, numbers
 from weightsmith.localization.part import Real
 from weightsmith.localization.reading import Reading, Report
 from weightsmith.plan import Options
@@ -22,6 +22,7 @@ from weightsmith.tensor.filters import FilterHealth, filter_health, is_convoluti
 from weightsmith.tensor.spectra import alignment, dominant, effective_rank, singular_interference, stable_rank
 from weightsmith.tensor.spectral import Factors, leading, wide
 
+WITHOUT = "Leave it out: --copy NAME"  # what a decomposition cannot take
 LARGEST_SIDE = 8_192  # of a matrix's smaller side; the eigenproblem of a larger one takes minutes
 SHOWN_VALUES = 32
 HELD_MATRICES = 8  # float64 matrices of the largest tensor's size that one thread holds
@@ -134,13 +135,16 @@ def _each(reading: Reading, stream: Stream, works: Sequence[Work], report: Repor
 def _spectrum(reading: Reading, stream: Stream, worker: Worker, work: Work) -> Spectrum:
     rank = min(work.shape)
     kept = max(1, rank // reading.tasks)
-    merged = leading(wide(_merged_matrix(reading, stream, worker, work)), rank)
+    vector_of_merged = _merged_matrix(reading, stream, worker, work)
+    check_finite(vector_of_merged, work.name, WITHOUT)
+    merged = leading(wide(vector_of_merged), rank)
     size = dominant(merged.values)
     space = merged.left[:, :size]
     base = numbers(worker, stream.tile, work.inputs[0])
     values, parts, aligned = [merged.values], [], []
     for entry in work.inputs[1:]:
         vector = wide(numbers(worker, stream.tile, entry) - base)
+        check_finite(vector, work.name, WITHOUT)
         aligned.append(alignment(space, vector))
         factors = leading(vector, rank)
         values.append(factors.values)

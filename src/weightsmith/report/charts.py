@@ -18,6 +18,7 @@ LINE_COLORS = 8
 ROW = 26  # height of a level bar's row
 NAME = 26  # characters of its name, at most
 LEFT = 70  # where upright axes stand
+LETTER = 7.0  # about as wide as one is
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +207,13 @@ def scatter(points: Sequence[Point], *, x: tuple[str, Text], y: tuple[str, Text]
         while any(abs(below - b) < 15 and abs(px - a) < 150 for a, b in taken):
             below += 15
         taken.append((px, below))
-        side, anchor = (9, "start") if px < LEFT + 0.75 * width else (-9, "end")
+        name = short(point.label, NAME)
+        fits = px + 9 + LETTER * len(name) < LEFT + width + 40
+        side, anchor = (9, "start") if fits else (-9, "end")
         parts.append(
             Markup('<g><title>{}: {} {}, {} {}</title><circle class="{}" cx="{}" cy="{}" r="5"/>{}</g>').format(
                 shown(point.label), x[0], x[1](point.x), y[0], y[1](point.y), point.kind, n(px), n(py),
-                label(px + side, below, short(point.label, NAME), kind="value", anchor=anchor),
+                label(px + side, below, name, kind="value", anchor=anchor),
             )
         )  # fmt: skip
     parts += [label(LEFT + width / 2, height + 36, x[0]), label(4, -14, y[0], anchor="start")]
@@ -219,7 +222,7 @@ def scatter(points: Sequence[Point], *, x: tuple[str, Text], y: tuple[str, Text]
 
 def _room(names: Iterable[str]) -> float:
     """Return how far level bars stand from the left edge, to leave room for their names."""
-    return 22 + 7.0 * max((len(short(name, NAME)) for name in names), default=0)
+    return 22 + LETTER * max((len(short(name, NAME)) for name in names), default=0)
 
 
 def _name(left: float, name: str) -> Markup:

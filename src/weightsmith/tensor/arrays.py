@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from weightsmith.tensor import compiled
+
 # A numpy array or a torch tensor. Not a Union: the eager forms use what both libraries share.
 Array: TypeAlias = Any
 
@@ -71,6 +73,8 @@ def blocked_sum(values: Array) -> Array:
     Returns:
         (ceil(n / BLOCK),), float64.
     """
+    if is_compiled(values):
+        return compiled.blocked_sum(values)
     xp = namespace(values)
     blocks = -(-values.shape[0] // BLOCK)
     padded = xp.zeros_like(values, shape=(blocks * BLOCK,)) if xp is np else values.new_zeros(blocks * BLOCK)

@@ -17,18 +17,38 @@ trailing_zeros: Any = numbers.trailing_zeros
 
 
 @loop
+def rice_bits(positions, b):
+    """Return the bits of the codes of positions (k,)."""
+    quotients, last = np.int64(0), np.int32(-1)
+    for k in range(positions.size):
+        quotients += np.int64((positions[k] - last - 1) >> b)
+        last = positions[k]
+    return quotients + positions.size * (b + 1)
+
+
+@loop
 def rice_encode(positions, b, words):
     """Write the codes of positions (k,) into zeroed words, uint64."""
-    at, last = 0, -1
-    low = (1 << b) - 1
+    last, at, used, window = np.int64(-1), 0, np.int64(0), np.uint64(0)  # of the word `at` the bits used are in the window
+    low, length = np.int64((1 << b) - 1), np.int64(b + 1)
     for k in range(positions.size):
-        gap = positions[k] - last - 1
-        last = positions[k]
-        at += gap >> b
-        code, word, shift = np.uint64(1 | (gap & low) << 1), at >> 6, np.uint64(at & 63)
-        words[word] |= code << shift
-        words[word + 1] |= code >> np.uint64(1) >> (np.uint64(63) - shift)
-        at += b + 1
+        gap = np.int64(positions[k]) - last - 1
+        last = np.int64(positions[k])
+        used += gap >> b
+        if used >= WORD:
+            words[at] = window
+            at += used >> 6
+            used &= 63
+            window = np.uint64(0)
+        code = np.uint64(1 | (gap & low) << 1)
+        window |= code << np.uint64(used)
+        used += length
+        if used >= WORD:
+            words[at] = window
+            at += 1
+            used -= WORD
+            window = code >> np.uint64(length - used)
+    words[at] = window
 
 
 @loop
@@ -85,6 +105,13 @@ def bit_positions(words, positions):
             positions[k] = w * WORD + np.int64(trailing_zeros(left))
             left &= left - np.uint64(1)
             k += 1
+
+
+@loop
+def take_negative(values, positions, out):
+    """Tell which values at positions (k,) are below 0: out (k,) uint8."""
+    for k in range(positions.size):
+        out[k] = np.uint8(values[positions[k]] < 0)
 
 
 @loop
@@ -173,6 +200,15 @@ def fold_differences(base, finetuned, out):
     for i in range(out.size):
         d = np.int64(finetuned[i] - base[i]) << (63 - top) >> (63 - top)
         out[i] = np.uint64((d << 1) ^ (d >> 63))
+
+
+@loop
+def split_pairs(words, low, high):
+    """Write the lower and the upper bytes of words (n,) uint16."""
+    for i in range(words.size):
+        low[i] = np.uint8(words[i] & np.uint16(0xFF))
+    for i in range(words.size):
+        high[i] = np.uint8(words[i] >> np.uint16(8))
 
 
 @loop

@@ -86,7 +86,7 @@ def encode_frame(form: str, values: Mapping[str, Array], settings: Mapping[str, 
         return support.write(values["mask"], lambda positions: b"")
     if form == "ternary":
         signs = values["signs"]
-        return support.write(signs != 0, lambda positions: _pack_signs(signs[positions]))
+        return support.write(signs != 0, lambda positions: _pack_signs_at(signs, positions))
     if form == "sign":
         return bytes([support.RAW]) + _pack_signs(values["signs"])
     if form == "sparse":
@@ -311,6 +311,14 @@ def _codes(data: Data, size: int, where: str) -> Array:
 def _pack_signs(signs: Array) -> bytes:
     """Return a bit per element, set where it is negative."""
     packed: bytes = bits.pack(signs < 0).tobytes()
+    return packed
+
+
+def _pack_signs_at(signs: Array, positions: Array) -> bytes:
+    """Return a bit for each of the elements at positions, set where it is negative."""
+    negative = np.empty(positions.size, np.uint8)
+    compiled.take_negative(signs, positions, negative)
+    packed: bytes = bits.pack(negative).tobytes()
     return packed
 
 

@@ -66,6 +66,22 @@ def combine(first, second, left, right):
 
 
 @loop
+def blocked_sum(values):
+    blocks = -(-values.size // BLOCK)
+    out = np.empty(blocks, np.float64)
+    lanes = np.empty(LANES, np.float64)
+    for b in range(blocks):
+        x = values[b * BLOCK : (b + 1) * BLOCK]
+        lanes[:] = 0.0
+        for i in range(0, x.size, LANES):
+            u = x[i : i + LANES]
+            for j in range(u.size):
+                lanes[j] += u[j]
+        out[b] = fold_lanes(lanes)
+    return out
+
+
+@loop
 def blocked_absolute_sum(vector):
     blocks = -(-vector.size // BLOCK)
     out = np.empty(blocks, np.float64)

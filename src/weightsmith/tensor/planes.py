@@ -27,7 +27,11 @@ def write(base: Array, finetuned: Array) -> bytes:
     compiled.fold_differences(base, finetuned, folded)
     if not folded.any():
         return bytes([SAME])
-    planes = np.ascontiguousarray(folded.view(np.uint8).reshape(base.size, -1).T)
+    planes = np.empty((folded.itemsize, base.size), np.uint8)
+    if len(planes) == 2:
+        compiled.split_pairs(folded, planes[0], planes[1])
+    else:
+        planes[:] = folded.view(np.uint8).reshape(base.size, -1).T
     whole = bytes([RAW]) + planes.tobytes()
     if not zstd.has_zstandard():
         return whole

@@ -116,5 +116,4 @@ def decode_positions(data: Array, size: int, where: str) -> Array:
 
 def _bits(positions: Array, b: int) -> int:
     """Return the bits of the codes of all gaps."""
-    gaps = np.diff(positions, prepend=np.int32(-1)) - 1
-    return int((gaps >> b).sum(dtype=np.int64)) + len(positions) * (b + 1)
+    return int(compiled.rice_bits(positions, b))
