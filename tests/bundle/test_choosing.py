@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from weightsmith import WeightsmithError, pack
+from weightsmith import Options, WeightsmithError, pack
 from weightsmith.checkpoint.read import open_checkpoint, read_array
 
 
@@ -102,3 +102,29 @@ def test_wrong_use(family, tmp_path, given, told):
     assert error.value.exit_code == 2
     with pytest.raises(WeightsmithError, match="both"):
         pack("compeft", base=family / "base", models=[family / "a"], out=tmp_path / "out", budget=5)
+
+
+def test_a_fidelity_out_of_bounds_is_told_before_anything_is_read(pack_all):
+    told = []
+    with pytest.raises(WeightsmithError, match=r"expected a number in \[0, 1\]; got 2"):
+        pack_all(None, min_fidelity=2.0, progress=lambda *step: told.append(step))
+    assert told == []
+
+
+def test_progress_of_what_is_tried(pack_all, tasks):
+    told = []
+    pack_all(None, min_fidelity=0.9, progress=lambda *step: told.append(step))
+    tried = [(done, total) for stage, done, total in told if stage == "try"]
+    nbytes = 3 * sum(a.nbytes for a in tasks["a"].values())
+    assert tried[-1] == (nbytes, nbytes)
+    assert [done for done, _ in tried] == sorted(done for done, _ in tried)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (299, 255)])
+def test_nan_is_stored_without_loss_where_it_is_let_pass(pack_all, family, tasks, save_arrays, read_task, place):
+    name = "model.embed_tokens.weight"
+    changed = {n: a.copy() for n, a in tasks["a"].items()}
+    changed[name][place] = np.nan
+    save_arrays(family / "odd", changed)
+    bundle = pack_all(None, min_fidelity=0.9, models=("odd", "b"), options=Options(allow_nonfinite=True))
+    assert read_task(bundle, "odd")[name].tobytes() == changed[name].tobytes()

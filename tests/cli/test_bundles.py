@@ -134,3 +134,30 @@ def test_help_has_an_example_and_the_python_twin(command, verb):
     text = command(verb, "--help").out
     assert f"weightsmith {verb} " in text.partition("Example:")[2]
     assert "Python twin:" in text
+
+
+def test_progress_begins_anew_in_each_stage(monkeypatch, capsys):
+    from weightsmith.cli import progress
+
+    times = iter([0.0, 20.0, 40.0, 70.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    show = progress._lines()
+    show("try", 2_000_000_000, 4_000_000_000)
+    show("try", 4_000_000_000, 4_000_000_000)
+    show("pack", 3_000_000_000, 9_000_000_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "try: 50 %, 0.10 GB/s, 20 s left",
+        "try: 100 %, 0.10 GB/s, 0 s left",
+        "pack: 33 %, 0.10 GB/s, 60 s left",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verb", "own"),
+    [("localize", "--top"), ("add", "--set"), ("restore", "--outside"), ("lineage", "--top"), ("compare", "--top")],
+)
+def test_a_verb_lists_its_own_options_first(command, verb, own):
+    lines = command(verb, "--help").out.splitlines()
+    options = [line.split()[0] for line in lines if line.startswith("  --")]
+    assert options.index(own) + 1 == options.index("--memory")
+    assert options[-2:] == ["--json", "--quiet"]

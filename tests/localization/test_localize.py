@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from weightsmith import Options, agreement, localize, merge
-from weightsmith.errors import ArgumentError, MismatchError
+from weightsmith.errors import ArgumentError, MismatchError, NonFiniteError
 from weightsmith.localize.sensitivity import allocate
 
 PAIRS = list(itertools.combinations(range(3), 2))
@@ -391,3 +391,15 @@ def test_the_same_numbers_in_another_dtype(tmp_path, experts, arrays, save_raw, 
         localize(experts[0], experts[1:]).tensors, localize(folders[0], folders[1:]).tensors, strict=True
     ):
         assert one.summary() == other.summary()
+
+
+def test_a_matrix_with_nan_is_told_by_name(experts, arrays, save_arrays, tmp_path):
+    name = "model.layers.1.self_attn.q_proj.weight"
+    changed = {n: np.asarray(a, "float32") for n, a in arrays[1].items()}
+    changed[name][3, 4] = np.nan
+    odd = save_arrays(tmp_path / "odd", {**changed, "steps": np.arange(3)})
+    given = {"spectra": True, "options": Options(allow_nonfinite=True)}
+    with pytest.raises(NonFiniteError, match=rf"{name}.*finite numbers.*1 that are NaN.*--copy NAME"):
+        localize(experts[0], [odd, experts[2]], **given)
+    found = localize(experts[0], [odd, experts[2]], copy=[name], **given)
+    assert name not in {s.name for s in found.spectra}

@@ -47,18 +47,19 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _lines() -> Callable[[str, int, int], None]:
-    began = last = time.monotonic()
+    began = called = last = time.monotonic()
     before = ""
 
     def show(stage: str, done: int, total: int) -> None:
-        nonlocal began, last, before
+        nonlocal began, called, last, before
         now = time.monotonic()
         if stage != before:  # bytes are counted anew in each
-            before, began = stage, now
-        if now == began or now - last < SECONDS_BETWEEN_LINES:
+            before, began = stage, called
+        called = now
+        if now - last < SECONDS_BETWEEN_LINES:
             return
         last = now
-        speed = done / (now - began)
+        speed = done / max(now - began, 1e-9)
         left = (total - done) / speed if speed else 0.0
         print(
             f"{stage}: {100 * done / max(total, 1):.0f} %, {speed / 1e9:.2f} GB/s, {left:.0f} s left",

@@ -64,6 +64,10 @@ def _row(columns: Sequence[Column], row: Sequence[object], sortable: bool) -> Ma
             cells.append(Markup("<td>{}</td>").format("–" if value is None else shown(value)))
             continue
         number = value if isinstance(value, int | float) else None
-        key = Markup(' data-v="{}"').format("" if number is None else f"{number:.6g}".replace("inf", "Infinity")) if sortable else ""
+        key = (
+            Markup(' data-v="{}"').format("" if number is None else f"{number:.6g}".replace("inf", "Infinity"))
+            if sortable
+            else ""
+        )
         cells.append(Markup('<td class="n"{}>{}</td>').format(key, column.text(number)))
     return Markup("<tr>{}</tr>").format(Markup("").join(cells))

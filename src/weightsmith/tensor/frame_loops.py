@@ -29,7 +29,8 @@ def rice_bits(positions, b):
 @loop
 def rice_encode(positions, b, words):
     """Write the codes of positions (k,) into zeroed words, uint64."""
-    last, at, used, window = np.int64(-1), 0, np.int64(0), np.uint64(0)  # of the word `at` the bits used are in the window
+    last, at = np.int64(-1), 0
+    used, window = np.int64(0), np.uint64(0)  # how many bits of the word `at` are known, and the bits
     low, length = np.int64((1 << b) - 1), np.int64(b + 1)
     for k in range(positions.size):
         gap = np.int64(positions[k]) - last - 1
@@ -213,7 +214,10 @@ def split_pairs(words, low, high):
 
 @loop
 def unfold_differences(planes, base, out):
-    """Add to base the folded differences whose lowest bytes are planes[0], and so on: width arrays (n,), uint8."""
+    """Add to base the folded differences whose lowest bytes are planes[0], and so on: width arrays (n,), uint8.
+
+    Base may be out itself: sums are formed aside, since a loop that reads and writes one array under two names is not vectorized.
+    """
     folded = np.empty(PART, out.dtype)
     for start in range(0, out.size, PART):
         b, o = base[start : start + PART], out[start : start + PART]
@@ -224,4 +228,6 @@ def unfold_differences(planes, base, out):
             for i in range(f.size):
                 f[i] |= np.uint64(plane[i]) << np.uint64(8 * j)
         for i in range(f.size):
-            o[i] = b[i] + ((f[i] >> np.uint64(1)) ^ (np.uint64(0) - (f[i] & np.uint64(1))))
+            f[i] = b[i] + ((f[i] >> np.uint64(1)) ^ (np.uint64(0) - (f[i] & np.uint64(1))))
+        for i in range(f.size):
+            o[i] = f[i]
