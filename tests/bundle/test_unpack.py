@@ -113,3 +113,15 @@ def test_places_that_cannot_be_used(pack_all, tmp_path):
             unpack(reference, out)
         assert error.value.exit_code == 2
     assert (tmp_path / "there" / "x").read_text() == "mine"
+
+
+def test_a_damaged_copy_of_the_base_is_not_unpacked(pack_all, tmp_path):
+    """The base's bytes enter every task: a flipped one must not be published."""
+    bundle = pack_all("compeft", copy_base=True)
+    weights = next((bundle / "base").glob("*.safetensors"))
+    raw = bytearray(weights.read_bytes())
+    raw[-3] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(WeightsmithError, match="SHA-256"):
+        unpack(bundle, tmp_path / "out")
+    assert not any((tmp_path / "out").glob("*/*.safetensors"))

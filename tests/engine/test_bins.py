@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from tests.engine.test_reductions import adversarial, reduce_streamed, same, save_vectors, stable
+
 from weightsmith.engine import bins, reductions, windows
 from weightsmith.method import KthMagnitude, KthMajority
 from weightsmith.tensor import compiled
@@ -46,7 +46,9 @@ def test_bins_find_what_a_stable_sort_finds(kind, threads, tmp_path, save_model,
 @pytest.mark.parametrize("case", ["float64", "memory", "neither"])
 def test_no_guess_is_made(case, tmp_path, save_model, held, monkeypatch):
     folders = save_vectors(save_model, tmp_path, [adversarial()["few levels"].astype(np.float32)], PARTS)
-    reduce_streamed(folders, KthMagnitude(lambda size: [99]), wide=case == "float64", regions=2 if case == "memory" else 4)
+    reduce_streamed(
+        folders, KthMagnitude(lambda size: [99]), wide=case == "float64", regions=2 if case == "memory" else 4
+    )
     assert held == [case == "neither"]
 
 
@@ -96,7 +98,12 @@ def test_each_pattern_is_counted_once(size, first, likeliest, last):
     bounds = (np.uint32(first), np.uint32(likeliest), np.uint32(last), shift)
     compiled.count_bins(patterns | signs, *bounds, seen, counts, least, most)
     given = patterns.tolist()
-    assert seen.tolist() == [given.count(first), given.count(likeliest), given.count(last), sum(p > last for p in given)]
+    assert seen.tolist() == [
+        given.count(first),
+        given.count(likeliest),
+        given.count(last),
+        sum(p > last for p in given),
+    ]
     inner = [p for p in given if first < p < last and p != likeliest]
     for place in range(300):
         here = [p for p in inner if (p - first) >> 2 == place]

@@ -111,9 +111,11 @@ def _job(packing: Packing, tasks: Mapping[str, Checkpoint]) -> Any:
 
 def _notes(choice: Choice) -> list[str]:
     """Say what was chosen, and how near each task is."""
-    chosen = ", ".join(f"{name} for {count}" for name, count in choice.counts().items())
+    chosen = [f"{name} for {count}" for name, count in choice.counts().items()]
+    lines = [", ".join(chosen[i : i + 4]) for i in range(0, len(chosen), 4)]
     least = min(choice.fidelity, key=lambda task: choice.fidelity[task])
     return [
-        f"chosen: {chosen} tensors; about {choice.size:,} bytes for the tasks' parts",
+        *(f"chosen: {line} tensors" for line in lines),
+        f"about {choice.size:,} bytes for the tasks' parts",
         f"fidelity, 1 - |rebuilt - finetuned|^2 / |finetuned - base|^2: at least {choice.fidelity[least]:.6f}, of '{least}'",
     ]

@@ -21,7 +21,17 @@ from weightsmith.bundle.packing import write_task
 from weightsmith.bundle.planning import Packing, PackPlan, Scales, plain, plan_pack
 from weightsmith.bundle.sharing import given_vector, write_shared
 from weightsmith.checkpoint.auxiliary import carry
-from weightsmith.checkpoint.bundle import BESIDE, FORMAT, MANIFEST, PART, SHARED, WEIGHTS, read_bundle, read_pieces
+from weightsmith.checkpoint.bundle import (
+    BASE,
+    BESIDE,
+    FORMAT,
+    MANIFEST,
+    PART,
+    SHARED,
+    WEIGHTS,
+    read_bundle,
+    read_pieces,
+)
 from weightsmith.checkpoint.bundle_write import file_record, write_json, write_manifest
 from weightsmith.checkpoint.entry import Checkpoint, Entry
 from weightsmith.checkpoint.read import check_unchanged, fingerprint
@@ -281,7 +291,7 @@ def _write_base(
     }
     files = _digests(prints)
     if copies:
-        folder = root / "base"
+        folder = root / BASE
         names = [f.name for f in base.files]
         index = [p for p in base.files[0].parent.glob("*.index.json") if p.is_file()] if len(names) > 1 else []
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.bundle.pack import reporter
-from weightsmith.checkpoint.bundle import BESIDE, SHARED, Bundle, read_bundle, read_part
+from weightsmith.checkpoint.bundle import BASE, BESIDE, SHARED, Bundle, read_bundle, read_part
 from weightsmith.checkpoint.read import check_unchanged, fingerprint
 from weightsmith.checkpoint.write import Output, lay_out, sha256_file
 from weightsmith.engine.stream import Stream
@@ -119,11 +119,11 @@ def unpack(
     bundle = read_bundle(find_task(reference)[0])
     report = reporter(progress, sum(p.bytes_written for p, _ in plans.values()))
     with ThreadPoolExecutor(1, "weightsmith-check") as checker:
-        shared = checker.submit(check_shared, bundle)  # once for all tasks
+        common = checker.submit(check_shared, bundle), checker.submit(check_base, bundle)  # once for all tasks
         for task, (plan, place) in plans.items():
             own = checker.submit(check_files, bundle, task)
             try:
-                _write(plan, place, (shared, own), report)
+                _write(plan, place, (*common, own), report)
             except CheckpointError as error:
                 faults[task] = error
     if faults and len(faults.keys() | plans.keys()) == 1:
@@ -154,6 +154,13 @@ def check_shared(bundle: Bundle) -> None:
     """Compare what all tasks share with the size and SHA-256 of bundle.json; CheckpointError where it is another."""
     if bundle.content["shared"] is not None:
         _check_file(bundle.folder / SHARED, bundle.content["shared"])
+
+
+def check_base(bundle: Bundle) -> None:
+    """Compare a base that lies in the bundle with the sizes and SHA-256 of bundle.json; CheckpointError where it is another."""
+    base = bundle.content["base"]
+    for stated in base["files"] if base.get("copied") is True else ():
+        _check_file(bundle.folder / BASE / stated["file"], stated)
 
 
 def _check_file(path: Path, stated: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from weightsmith.checkpoint.folder import INDEX_BYTES, check_member, read_config
 from weightsmith.checkpoint.header import read_exactly, read_header, regular_file
 from weightsmith.errors import ArgumentError, CheckpointError, MismatchError, nearest, raise_all, shown
 
-MANIFEST, PART, WEIGHTS, BESIDE = "bundle.json", "part.json", "part.safetensors", "beside"
+MANIFEST, PART, WEIGHTS, BESIDE, BASE = "bundle.json", "part.json", "part.safetensors", "beside", "base"
 SHARED = "shared/model.safetensors"
 FORMAT = 1
 TASK_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -228,7 +228,7 @@ def open_stated_base(bundle: Bundle, open_base: Open, fingerprint: Prints) -> Ch
         MismatchError: Its files have other sizes or headers than the bundle says.
     """
     stated = bundle.content["base"]
-    reference = str(bundle.folder / "base") if stated.get("copied") is True else stated["reference"]
+    reference = str(bundle.folder / BASE) if stated.get("copied") is True else stated["reference"]
     relative = stated.get("relative")
     if not stated.get("copied") and isinstance(relative, str) and not os.path.lexists(os.path.expanduser(reference)):
         beside = bundle.folder / relative

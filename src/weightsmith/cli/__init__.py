@@ -35,7 +35,7 @@ VERBS = {
     "add": "Add tasks to a bundle.",
     "remove": "Remove a task from a bundle.",
     "ls": "List the tasks of a bundle, and what it stores.",
-    "verify": "Check a merged model against its record and its inputs.",
+    "verify": "Check a merged model, or a bundle, against its record and its inputs.",
     "demo": "Train, merge and evaluate small models on handwritten digits.",
 }
 
@@ -54,7 +54,8 @@ Exit codes:
   130  interrupted; nothing half-written is left (143 when terminated)
 
 Every verb has a Python twin: weightsmith.merge, .make_plan, .convert_recipe, .inspect, .compare, .align, .shrink,
-.extract_lora, .merge_adapters, .merge_experts, .pack, .unpack, .add, .remove, .Bundle, .verify, .demo.
+.extract_lora, .merge_adapters, .merge_experts, .localize, .restore, .lineage, .pack, .unpack, .add, .remove, .Bundle,
+.verify, .demo.
 """
 
 

@@ -113,7 +113,7 @@ def _choose(ctx: click.Context, **given: Any) -> int:
     if ctx.invoked_subcommand is not None:
         return 0
     out, force, dry_run = given.pop("out"), given.pop("force"), given.pop("dry_run")
-    as_json, quiet = given.pop("as_json"), given.pop("quiet")
+    as_json, quiet, page = given.pop("as_json"), given.pop("quiet"), report_path(given)
     missing = [name for name, value in (("--base", given["base"]), ("--out", out)) if not value]
     if missing:
         raise click.UsageError(f"Missing option '{missing[0]}', or the name of an encoding.", ctx)
@@ -125,6 +125,7 @@ def _choose(ctx: click.Context, **given: Any) -> int:
         else:
             done = execute_pack(plan, Path(out), force=force, progress=progress)
     if not dry_run:
+        report(done, page)
         show(done, as_json)
     else:
         click.echo(json.dumps(plan.summary(), indent=2, ensure_ascii=False) if as_json else plan_text(plan))
@@ -135,7 +136,7 @@ command = _Encodings(
     "pack",
     callback=click.pass_context(_choose),
     invoke_without_command=True,
-    params=[*_CHOOSING, *offered(*_OFFERED), *SHOWING],
+    params=[*_CHOOSING, *offered(*_OFFERED), REPORT, *SHOWING],
     short_help="Pack many finetuned models of one base into one bundle.",
     help="Store what each model changed of the base, by an encoding. Without one each tensor gets its own, by --budget,"
     " --bits-per-weight or --min-fidelity. A task opens everywhere as BUNDLE#TASK.",

@@ -18,12 +18,12 @@ _OFFERED = offered("memory", "threads", "follow_symlinks", "allow_nonfinite")
 @click.command(
     "verify",
     params=[*_OFFERED, *SHOWING],
-    short_help="Check a merged model against its record and its inputs.",
+    short_help="Check a merged model, or a bundle, against its record and its inputs.",
     epilog="\b\nExample:\n  weightsmith verify MERGED\n\nPython twin: weightsmith.verify(MERGED)",
 )
 @click.argument("out")
 def command(out: str, as_json: bool, quiet: bool, **given: Any) -> int:
-    """Check a folder that merge wrote: digests, counts, NaN and infinity, and sampled tiles computed anew.
+    """Check a folder that merge wrote, or a bundle: digests, counts, NaN and infinity, and sampled tiles computed anew.
 
     Where they cannot be computed anew, and for outputs of other verbs, it says so: then digests and counts are checked alone.
 

@@ -34,7 +34,7 @@ def _factor() -> Statistics:
 
 
 def _formula(merged: int, frozen: int, tasks: int, bits: int, parameters: Mapping[str, Any]) -> float:
-    return (bits + parameters["vector_bits"] + tasks) * merged + bits * frozen + bits * tasks
+    return (bits + int(parameters["vector_bits"]) + tasks) * merged + bits * frozen + bits * tasks
 
 
 @encoding(form="mask", share=_vector, prepare=_factor, scope="parameter", formula=_formula)

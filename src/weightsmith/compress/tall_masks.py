@@ -34,7 +34,7 @@ def _vector(
 
 
 def _formula(merged: int, frozen: int, tasks: int, bits: int, parameters: Mapping[str, Any]) -> float:
-    return (bits + parameters["vector_bits"] + tasks) * merged + bits * frozen
+    return (bits + int(parameters["vector_bits"]) + tasks) * merged + bits * frozen
 
 
 @encoding(form="mask", share=_vector, formula=_formula)

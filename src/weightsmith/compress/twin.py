@@ -35,7 +35,7 @@ def _prepare(*, density: float) -> Statistics:
 def _formula(merged: int, frozen: int, tasks: int, bits: int, parameters: Mapping[str, Any]) -> float:
     density = float(parameters["density"])
     each = density * BITS[parameters["values"]] + position_bits(density)
-    return bits * (merged + frozen) + (parameters["vector_bits"] + tasks * each) * merged
+    return bits * (merged + frozen) + (int(parameters["vector_bits"]) + tasks * each) * merged
 
 
 @encoding(form="sparse", share=twin_vector, adds_shared=True, prepare=_prepare, scope="parameter", formula=_formula)
