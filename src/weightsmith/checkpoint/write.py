@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightsmith.checkpoint.appending import Appended
 from weightsmith.checkpoint.entry import DTYPE_BITS
 from weightsmith.errors import ArgumentError, ResourceError, shown
 
@@ -104,7 +105,7 @@ class Output:
         self.shards = tuple(shards)
         self.partial = out.parent / f"{out.name}.partial-{secrets.token_hex(4)}"
         self._hashes = [hashlib.sha256(s.header) for s in shards]
-        self._current, self._handle, self._end = -1, -1, 0  # the shard being written, its descriptor, its size so far
+        self._files: list[Appended] = []  # of the shards so far; the last is being written
         self._pending = 0
         self._flush = threading.Event()
         self._closing = False
@@ -128,7 +129,8 @@ class Output:
     def __exit__(self, *_: object) -> None:
         self._stop_flusher()
         self._digester.shutdown()
-        self._close()
+        for file in self._files:
+            file.close()
         if self.partial.exists():
             shutil.rmtree(self.partial, ignore_errors=True)
 
@@ -136,11 +138,11 @@ class Output:
         """Append data to a shard and to its SHA-256. Shards are filled one after the other."""
         digested = self._digester.submit(self._hashes[shard].update, data)
         try:
-            while self._current < shard:
+            while len(self._files) <= shard:
                 self._open_next()
             self._write(data)
         except OSError as error:
-            raise failed(self.partial / self.shards[self._current].name, error) from error
+            raise failed(self.partial / self.shards[shard].name, error) from error
         finally:
             digested.result()  # the caller uses the buffer again
 
@@ -170,9 +172,9 @@ class Output:
         """Sync everything, then rename the folder to its place; an older one is moved aside first and then removed."""
         self._stop_flusher()
         try:
-            while self._current < len(self.shards) - 1:  # shards of tensors without elements
+            while len(self._files) < len(self.shards):  # shards of tensors without elements
                 self._open_next()
-            self._close()
+            self._finish()
             for path in sorted(self.partial.rglob("*")):
                 sync(path)
             sync(self.partial)
@@ -211,35 +213,29 @@ class Output:
         return aside if aside.exists() else None
 
     def _open_next(self) -> None:
-        """Close the current shard and begin the next with its header."""
-        self._close()
-        self._current += 1
-        shard = self.shards[self._current]
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-        self._handle, self._end = os.open(self.partial / shard.name, flags, 0o644), 0
+        """Finish the current shard and begin the next with its header."""
+        self._finish()
+        shard = self.shards[len(self._files)]
+        self._files.append(Appended(self.partial / shard.name, shard.size))
         self._write(memoryview(shard.header))
 
     def _write(self, data: memoryview) -> None:
-        done = 0
-        while done < data.nbytes:
-            done += os.pwrite(self._handle, data[done:], self._end + done)
-        self._end += done
-        self._pending += done
-        if self._pending >= FLUSH_BYTES:
+        self._files[-1].write(data)
+        self._pending += data.nbytes
+        if self._pending >= FLUSH_BYTES and not self._files[-1].is_direct:
             self._pending = 0
             self._flush.set()
 
-    def _close(self) -> None:
-        if self._handle >= 0:
-            handle, self._handle = self._handle, -1
-            os.close(handle)
+    def _finish(self) -> None:
+        if self._files:
+            self._files[-1].finish()
 
     def _flush_often(self) -> None:
         """Send what is written to the disk while the rest is computed, so that the last sync is short."""
         while self._flush.wait() and not self._closing:
             self._flush.clear()
             with contextlib.suppress(OSError):  # the last sync reports it
-                sync(self.partial / self.shards[self._current].name)
+                sync(self._files[-1].path)
 
     def _stop_flusher(self) -> None:
         self._closing = True
