@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="write the plot there")
     options = parser.parse_args()
     results = json.loads(options.results.read_text(encoding="utf-8"))
-    parts = (experts_table, settings_table, trend_table, lambdas_table)
+    parts = (experts_table, settings_table, *((trend_table, lambdas_table) if results["trend"] else ()))
     print("\n\n".join(part(results) for part in parts))
     if options.plot:
         options.plot.write_text(plot(results), encoding="utf-8")
