@@ -2,7 +2,7 @@
 
     python bench/bundle_table.py bundles.json [--plot bundles.svg]
 
-The tables go to standard output.
+The tables go to standard output. In the plot a line joins the settings of one encoding; hovering shows which.
 """
 
 import argparse
@@ -15,9 +15,11 @@ from typing import Any
 from table import table
 
 LEFT, TOP, WIDTH, HEIGHT = 60, 20, 780, 420
-ROOM = 13  # pixels between two names
-COLORS = {"chosen": "#b3261e", "merge": "#6b6b6b", "tall_masks": "#1b4fd8", "emr": "#1f7a3a"}
-OTHER = "#7a4fb0"
+COLORS = {
+    "chosen": "#c4261d", "tall_masks": "#1b4fd8", "emr": "#1f8a3a", "compeft": "#d97706", "bitdelta": "#7c6a00",
+    "sparse": "#0e8a8a", "twin": "#b83280", "twin_svd": "#e07bb5", "low_rank": "#6d3fc0", "tsv_c": "#9a7bdc",
+    "rmm": "#4a2a8a", "graft": "#8a4b1f", "rounded": "#4c7a00", "lossless": "#333333", "merge": "#8a8a8a",
+}  # fmt: skip
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#222}.axis{stroke:#bbb}.back{fill:#fff}"
     "@media(prefers-color-scheme:dark){text{fill:#ddd}.axis{stroke:#555}.back{fill:#111}}"
@@ -100,7 +102,7 @@ def lambdas_table(results: Row) -> str:
 
 def color(row: Row) -> str:
     """Return a setting's color."""
-    return COLORS.get(row["encoding"].split()[0], OTHER)
+    return COLORS[row["encoding"].split()[0]]
 
 
 def plot(results: Row) -> str:
@@ -132,25 +134,24 @@ def plot(results: Row) -> str:
         if len(points) > 1:
             path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in sorted(points))
             parts.append(f'<polyline fill="none" stroke="{color({"encoding": encoding})}" points="{path}"/>')
-    taken: list[tuple[float, float]] = []
-    for name, at in sorted(found.items(), key=lambda item: -item[1][1]):
+    for name, at in found.items():
         x, y = place(*at)
-        left = x > LEFT + 0.75 * WIDTH
-        below = y + 4
-        while any(abs(below - b) < ROOM and abs(x - a) < 190 for a, b in taken):
-            below += ROOM
-        taken.append((x, below))
         told = escape(f"{name}: {at[0]:.2f} bits per weight, {percent(at[1])}")
         parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color(rows[name])}"><title>{told}</title></circle>'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{color(rows[name])}"><title>{told}</title></circle>'
         )
-        anchor = ' text-anchor="end"' if left else ""
-        parts.append(f'<text x="{x + (-8 if left else 8):.1f}" y="{below:.1f}"{anchor}>{escape(name)}</text>')
-    bottom = max(TOP + HEIGHT + 24, *(b for _, b in taken)) + 20
+    families = list(dict.fromkeys(row["encoding"].split()[0] for row in rows.values()))
+    for i, family in enumerate(families):
+        x, y = LEFT + WIDTH + 24, TOP + 8 + 20 * i
+        parts.append(f'<circle cx="{x}" cy="{y}" r="4.5" fill="{COLORS[family]}"/>')
+        parts.append(
+            f'<text x="{x + 10}" y="{y + 4}">{escape("one merged model" if family == "merge" else family)}</text>'
+        )
+    bottom = TOP + HEIGHT + 40
     parts.append(
         f'<text x="{LEFT + WIDTH / 2}" y="{bottom}" text-anchor="middle">bits per weight and task, the base aside</text>'
     )
-    width, height = LEFT + WIDTH + 40, bottom + 16
+    width, height = LEFT + WIDTH + 170, bottom + 16
     about = "normalized accuracy against bits per weight and task"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{about}">\n'
