@@ -151,10 +151,6 @@ class Encoding:
     def check(self, given: Mapping[str, Any], tasks: int) -> dict[str, Any]:
         """Return all parameters, checked; raise ArgumentError for a bad one, or one that is not one per task where it must be."""
         caller = f"pack {self.name}"
-        kinds = {name: parameter.kind for name, parameter in self.parameters.items()}
-        given = {
-            n: (v,) if isinstance(kinds.get(n), Reals) and isinstance(v, int | float) else v for n, v in given.items()
-        }
         checked = check_all(self.parameters, given, caller)
         if "tasks" in checked and checked["tasks"] is None:
             checked["tasks"] = tasks

@@ -49,8 +49,8 @@ def tall_masks(task_vector: Array, shared: Array, *, mask_lambda: Coefficients =
     Args:
         task_vector: finetuned - base, (n,).
         shared: tau, (n,).
-        mask_lambda: One per task, or one for all; 0.4 by default. Larger keeps fewer entries; the paper searches 0.2 .. 0.6
-            per task on validation data.
+        mask_lambda: One per task, or a list of one for all; 0.4 by default. Larger keeps fewer entries; the paper searches
+            0.2 .. 0.6 per task on validation data.
         tile: Not used.
 
     Returns:
