@@ -37,8 +37,7 @@ from weightsmith.tensor.arrays import Array, Plain
 from weightsmith.tensor.coding import stored_bytes
 from weightsmith.tensor.rounding import rounded
 
-SAMPLES = 32
-SAMPLED_MATRICES = 4
+SAMPLES, SAMPLED_MATRICES = 32, 4
 MAX_RECORD_BYTES = 1_000_000_000
 _STEP = re.compile(rf"/\.[^/]*{STEPS}[0-9a-f]+/")  # a folder that a merge of several documents removes
 _RECORD = {

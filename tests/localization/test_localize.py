@@ -26,8 +26,12 @@ def slow(base, vectors, merged, masks, trimmed):
     """One tensor, or all as one vector, one formula at a time."""
     n, length = base.size, [math.sqrt((v * v).sum()) for v in vectors]
     count = masks.sum(0)
-    both = lambda v: [(v[s] != 0) & (v[t] != 0) for s, t in PAIRS]  # noqa: E731
-    opposed = lambda v: [v[s] * v[t] < 0 for s, t in PAIRS]  # noqa: E731
+
+    def both(v):
+        return [(v[s] != 0) & (v[t] != 0) for s, t in PAIRS]
+
+    def opposed(v):
+        return [v[s] * v[t] < 0 for s, t in PAIRS]
 
     def conflict(v):
         mixed = ((v > 0).any(0) & (v < 0).any(0)).sum()
@@ -38,7 +42,9 @@ def slow(base, vectors, merged, masks, trimmed):
             "pairwise": sum(x.sum() for x in opposed(v)) / pairs if pairs else None,
         }
 
-    share = lambda x, t: math.sqrt((x * x).sum()) / length[t]  # noqa: E731
+    def share(x, t):
+        return math.sqrt((x * x).sum()) / length[t]
+
     distance = [share(merged - v, t) for t, v in enumerate(vectors)]
     erased = [share(m * merged - v, t) for t, (v, m) in enumerate(zip(vectors, masks, strict=True))]
     density = masks.mean(1)
@@ -302,8 +308,8 @@ def test_spectra_and_filters(experts, arrays):
         assert found["values"] == pytest.approx(np.mean([v[places] / v[0] for v in values], 0), rel=1e-6)
         left, spectrum, _ = np.linalg.svd(sum(vectors), full_matrices=False)
         space = left[:, : found["alignment_rank"]]
-        rest = lambda k, s=spectrum: math.sqrt((s[k:] ** 2).sum() / (s**2).sum())  # noqa: E731
-        assert rest(found["alignment_rank"]) <= 0.05 < rest(found["alignment_rank"] - 1)
+        rests = [math.sqrt((spectrum[k:] ** 2).sum() / (spectrum**2).sum()) for k in range(len(spectrum) + 1)]
+        assert rests[found["alignment_rank"]] <= 0.05 < rests[found["alignment_rank"] - 1]
         wanted = [np.linalg.norm(space.T @ v) / np.linalg.norm(v) for v in vectors]
         assert found["alignment"] == pytest.approx(wanted, rel=1e-6)
     (convolution,) = document["filters"]

@@ -19,23 +19,12 @@ from weightsmith.engine.whole import numbers
 from weightsmith.errors import ArgumentError, MismatchError, raise_all, shown
 from weightsmith.plan import Options
 from weightsmith.tensor.arrays import Array
+from weightsmith.tensor.coding import INTEGERS
 
 Weights: TypeAlias = dict[
     str, Array
 ]  # tensor name to numpy array, float32 (float64 where any is stored so), or integers
 Loss: TypeAlias = Callable[[Weights], float]
-
-_INTEGERS = {
-    "BOOL": "?",
-    "U8": "u1",
-    "I8": "i1",
-    "U16": "<u2",
-    "I16": "<i2",
-    "U32": "<u4",
-    "I32": "<i4",
-    "U64": "<u8",
-    "I64": "<i8",
-}
 
 
 @dataclass(frozen=True)
@@ -129,6 +118,6 @@ def _read(opened: list[Checkpoint], options: Options) -> list[Weights]:
             if are_numbers(entry, beside[name]):
                 for weights, found in zip(read, (entry, beside[name]), strict=True):
                     weights[name] = numbers(worker, stream.tile, found)
-            elif entry.dtype in _INTEGERS:
-                read[0][name] = np.frombuffer(read_array(entry), _INTEGERS[entry.dtype]).reshape(entry.shape)
+            elif entry.dtype in INTEGERS:
+                read[0][name] = np.frombuffer(read_array(entry), INTEGERS[entry.dtype]).reshape(entry.shape)
     return read

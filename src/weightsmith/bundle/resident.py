@@ -19,19 +19,8 @@ from weightsmith.checkpoint.entry import ARITHMETIC_DTYPES, Checkpoint, Entry
 from weightsmith.checkpoint.read import Files, fingerprint, open_stored
 from weightsmith.errors import ArgumentError, MismatchError, nearest, raise_all, shown
 from weightsmith.tensor.arrays import Array
-from weightsmith.tensor.coding import decode
+from weightsmith.tensor.coding import INTEGERS, decode
 
-_INTEGERS = {
-    "BOOL": "?",
-    "U8": "u1",
-    "I8": "i1",
-    "U16": "<u2",
-    "I16": "<i2",
-    "U32": "<u4",
-    "I32": "<i4",
-    "U64": "<u8",
-    "I64": "<i8",
-}
 _TORCH = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool", "U8": "uint8", "I8": "int8",
     "I16": "int16", "I32": "int32", "I64": "int64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
@@ -79,8 +68,8 @@ class Bundle:
         raw = np.empty(entry.nbytes, np.uint8)
         with Files() as files:
             files.entry_into(entry, 0, raw.data)
-        if entry.dtype in _INTEGERS:
-            return raw.view(_INTEGERS[entry.dtype]).reshape(entry.shape)
+        if entry.dtype in INTEGERS:
+            return raw.view(INTEGERS[entry.dtype]).reshape(entry.shape)
         if entry.dtype not in ARITHMETIC_DTYPES:
             raise ArgumentError(
                 f"tensor '{shown(name)}'", expected="numbers", got=f"{entry.dtype}, which is only copied"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import count, pairwise
 from typing import Any
 
@@ -95,7 +96,7 @@ def rebuild(entry: Entry, packed: Packed, start: int, target: memoryview, read: 
             end = min(end, begin + RUN_FRAMES * FRAME)
             _fill(entry, packed, begin, end, out[(begin - first) * width : (end - first) * width], read, memo)
         else:
-            whole = memo.frame(packed, begin, lambda: _formed(entry, packed, begin, end, read, memo))  # noqa: B023
+            whole = memo.frame(packed, begin, partial(_formed, entry, packed, begin, end, read, memo))
             end = min(end, stop)
             out[(place - first) * width : (end - first) * width] = whole[
                 (place - begin) * width : (end - begin) * width

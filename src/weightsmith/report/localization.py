@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from markupsafe import Markup
@@ -106,7 +107,7 @@ def _agreement(found: Mapping[str, Any], depth: Depth) -> Section:
     picture = heat_map(labels, depth.labels, shares, fit(flatten(shares), percent), measure=measure, row="needed by")
     body.append(titled("Number of tasks, by layer", picture))
     for kind, what in (("selfish", "exactly one task"), ("catastrophic", "no task")):
-        values = depth.by_kind(lambda part, kind=kind: part[kind])  # type: ignore[misc]
+        values = depth.by_kind(itemgetter(kind))
         scale = fit(flatten(values), percent)
         picture = heat_map(depth.kinds, depth.labels, values, scale, measure=f"share of weights needed by {what}")
         body.append(titled(f"{kind.capitalize()} weights by layer and kind", picture))

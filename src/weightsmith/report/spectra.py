@@ -99,7 +99,7 @@ def _curve(
     """Return the values at these places, each from the nearest position."""
     if positions == places or not values:
         return values or [None] * len(places)
-    nearest = [min(range(len(positions)), key=lambda i, p=p: abs(positions[i] - p)) for p in places]  # type: ignore[misc]
+    nearest = [min((abs(position - p), i) for i, position in enumerate(positions))[1] for p in places]
     return [values[i] for i in nearest]
 
 

@@ -8,6 +8,9 @@ from weightsmith.tensor import compiled
 from weightsmith.tensor.arrays import Array
 
 _NUMPY = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+INTEGERS = {  # stored as they are, never computed with
+    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8",
+}  # fmt: skip
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 
 
