@@ -46,12 +46,12 @@ def sizes(paths: list[Path]) -> list[int]:
     return [path.stat().st_size for path in paths]
 
 
-def run_bound(inputs: list[Path], output_bytes: list[int], out: Path, *, digest: bool = False) -> Cost:
+def run_bound(inputs: list[Path], output_bytes: list[int], out: Path, *, overlap: bool = False) -> Cost:
     """Run the bound for these inputs and for output files of these sizes."""
     clear(out)
     written = ",".join(map(str, output_bytes))
     command = [sys.executable, "-I", "-S", str(BENCH / "bound.py"), "--out", str(out), "--bytes", written]
-    cost = measure.run([*command, *(["--digest"] if digest else []), *map(str, inputs)])
+    cost = measure.run([*command, *(["--overlap"] if overlap else []), *map(str, inputs)])
     clear(out)
     return cost
 
@@ -121,14 +121,14 @@ def measure_work(work: Work, options: argparse.Namespace, scratch: Path, faults:
         "agreement": agreement(work, data, out, faults),
     }
     bound: list[Cost] = []
-    digesting: list[Cost] = []
+    overlapped: list[Cost] = []
     ours: list[Cost] = []
     peer: list[Cost] = []
     measure.touch(inputs)
     run_bound(inputs, written, scratch / "bound")
     began = time.monotonic()
     for _ in range(options.rounds):
-        digesting.append(run_bound(inputs, written, scratch / "bound", digest=True))
+        overlapped.append(run_bound(inputs, written, scratch / "bound", overlap=True))
         bound.append(run_bound(inputs, written, scratch / "bound"))
         ours.append(run_weightsmith(arguments, out))
         if time.monotonic() - began > options.round_seconds:
@@ -147,9 +147,9 @@ def measure_work(work: Work, options: argparse.Namespace, scratch: Path, faults:
         clear(peer_out)
     clear(out)
     entry["bound"] = [cost.as_dict() for cost in bound]
-    entry["bound_digesting"] = [cost.as_dict() for cost in digesting]
+    entry["bound_overlapped"] = [cost.as_dict() for cost in overlapped]
     entry["weightsmith"] = [cost.as_dict() for cost in ours]
-    entry["ratio_digesting"] = ratios(ours, digesting)
+    entry["ratio_overlapped"] = ratios(ours, overlapped)
     entry["ratio"] = ratios(ours, bound)
     report(work, ours, bound, peer, entry)
     return entry

@@ -68,14 +68,14 @@ def merges(results: dict[str, Any]) -> str:
         "ratio",
         "range",
         "target",
-        "ratio, digests in the bound",
+        "overlapped bound, s",
+        "ratio to that",
         "anonymous, MB",
         "resident, MB",
     ]
     rows = []
     for name, entry in results["merges"].items():
         ours, ratio = entry["weightsmith"], entry["ratio"]
-        digesting = entry.get("ratio_digesting")
         rows.append(
             [
                 name,
@@ -86,7 +86,8 @@ def merges(results: dict[str, Any]) -> str:
                 f"**{ratio['wall']:.2f}**",
                 f"{ratio['wall_least']:.2f} to {ratio['wall_most']:.2f}",
                 f"{TARGETS.get(name, USUAL)}" if results["parameters"] >= TARGET_PARAMETERS else "",
-                f"{digesting['wall']:.2f}" if digesting else "",
+                f"{middle(entry['bound_overlapped'], 'wall'):.2f}",
+                f"{entry['ratio_overlapped']['wall']:.2f}",
                 peak(ours, "anonymous"),
                 peak(ours, "resident"),
             ]

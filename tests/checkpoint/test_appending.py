@@ -1,7 +1,10 @@
 """Appending past the page cache: the same bytes for all sizes and cuts, also where the file system refuses."""
 
 import errno
+import hashlib
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,11 +20,17 @@ def small_room(monkeypatch):
     monkeypatch.setattr(appending, "ROOM_BYTES", 2 * BLOCK)
 
 
-def write(path, pieces):
-    file = Appended(path, sum(map(len, pieces)))
+@pytest.fixture
+def threads():
+    with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as digester:
+        yield writer, digester
+
+
+def write(path, pieces, threads):
+    file = Appended(path, sum(map(len, pieces)), *threads)
     for piece in pieces:
         file.write(memoryview(piece))
-    file.finish()
+    assert file.finish() == hashlib.sha256(b"".join(pieces)).hexdigest()
     return file
 
 
@@ -29,15 +38,15 @@ SIZES = [(), (1,), (BLOCK,), (BLOCK - 1, 1), (3, 5 * BLOCK, 7), (2 * BLOCK, 2 * 
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_what_is_appended_is_in_the_file(sizes, tmp_path, small_room):
+def test_what_is_appended_is_in_the_file(sizes, tmp_path, small_room, threads):
     rng = np.random.default_rng(0)
     pieces = [rng.bytes(n) for n in sizes]
-    write(tmp_path / "f", pieces)
+    write(tmp_path / "f", pieces, threads)
     assert (tmp_path / "f").read_bytes() == b"".join(pieces)
 
 
 @pytest.mark.parametrize("refused", ["flag", "write", "half a block"])
-def test_a_file_system_that_refuses_gets_plain_writes(refused, tmp_path, small_room, monkeypatch):
+def test_a_file_system_that_refuses_gets_plain_writes(refused, tmp_path, small_room, threads, monkeypatch):
     pieces = [bytes(range(256)) * 64, b"end"]
     pwrite, asked = os.pwrite, []
 
@@ -58,17 +67,17 @@ def test_a_file_system_that_refuses_gets_plain_writes(refused, tmp_path, small_r
 
     monkeypatch.setattr(appending.fcntl, "fcntl", flag)
     monkeypatch.setattr(os, "pwrite", picky)
-    file = write(tmp_path / "f", pieces)
+    file = write(tmp_path / "f", pieces, threads)
     assert (tmp_path / "f").read_bytes() == b"".join(pieces)
-    assert file.is_direct == (refused != "flag")
+    assert not file.is_direct
     assert given == [os.O_DIRECT] if refused == "flag" else given == [os.O_DIRECT, 0]
 
 
-def test_other_errors_are_raised(tmp_path, small_room, monkeypatch):
+def test_other_errors_are_raised(tmp_path, small_room, threads, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    file = Appended(tmp_path / "f", 10**6)
+    file = Appended(tmp_path / "f", 10**6, *threads)
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OSError, match="No space"):
         file.write(memoryview(bytes(10**6)))
@@ -76,8 +85,40 @@ def test_other_errors_are_raised(tmp_path, small_room, monkeypatch):
     file.close()
 
 
-def test_small_files_go_through_the_page_cache(tmp_path):
-    assert not Appended(tmp_path / "f", appending.DIRECT_BYTES - 1).is_direct
+@pytest.mark.parametrize("size", [100, 10**6])
+def test_an_error_of_the_last_bytes_is_raised_at_the_end(size, tmp_path, threads, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = Appended(tmp_path / "f", size, *threads)
+    monkeypatch.setattr(os, "pwrite", full)
+    file.write(memoryview(bytes(size)))
+    with pytest.raises(OSError, match="No space"):
+        file.finish()
+    file.close()
+
+
+def test_the_buffer_may_be_used_again_before_it_is_written(tmp_path, small_room, threads, monkeypatch):
+    pwrite, may_write = os.pwrite, threading.Event()
+
+    def late(handle, data, offset):
+        assert may_write.wait(10)
+        return pwrite(handle, bytes(data), offset)
+
+    monkeypatch.setattr(os, "pwrite", late)
+    file = Appended(tmp_path / "f", 6 * BLOCK, *threads)
+    buffer = bytearray(2 * BLOCK)
+    for i in range(3):  # fewer than there are rooms
+        buffer[:] = bytes([i]) * len(buffer)
+        file.write(memoryview(buffer))
+    may_write.set()
+    file.finish()
+    assert (tmp_path / "f").read_bytes() == b"".join(bytes([i]) * 2 * BLOCK for i in range(3))
+
+
+def test_small_files_go_through_the_page_cache(tmp_path, threads):
+    assert not Appended(tmp_path / "f", appending.DIRECT_BYTES - 1, *threads).is_direct
+    assert Appended(tmp_path / "g", appending.DIRECT_BYTES, *threads).is_direct
 
 
 def test_shards_are_the_same_either_way(tmp_path, monkeypatch):
@@ -89,8 +130,8 @@ def test_shards_are_the_same_either_way(tmp_path, monkeypatch):
         with Output(tmp_path / str(threshold), shards) as output:
             output.append(0, memoryview(data[:20_001]))
             output.append(1, memoryview(data[20_001:]))
-            output.publish()
             found.append(output.records())
+            output.publish()
     assert found[0] == found[1]
     for shard in shards:
         assert len({(tmp_path / str(t) / shard.name).read_bytes() for t in (0, 10**9)}) == 1

@@ -34,6 +34,12 @@ def fill(output: Output) -> None:
             output.append(i, data)
 
 
+def complete(output: Output) -> None:
+    """Fill, and wait until all is written."""
+    fill(output)
+    output.records()
+
+
 def make(out: Path, shard_bytes: int = 100) -> Path:
     shards = lay_out(TENSORS, shard_bytes, {"format": "pt"})
     with Output(out, shards) as output:
@@ -152,7 +158,7 @@ def test_an_interrupt_while_the_files_are_made_leaves_nothing(tmp_path, monkeypa
     def interrupted(*_):
         raise error
 
-    monkeypatch.setattr(os, "pwrite", interrupted)
+    monkeypatch.setattr(write, "Appended", interrupted)
     with pytest.raises(error), Output(tmp_path / "out", lay_out(TENSORS, 16, {})):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -249,7 +255,7 @@ def test_errors_of_the_disk_bring_the_way_out(tmp_path, monkeypatch, number, way
     with Output(tmp_path / "out", lay_out(TENSORS, 100, {})) as output:
         monkeypatch.setattr(os, "pwrite", failing)
         with pytest.raises(ResourceError) as caught:
-            fill(output)
+            complete(output)
         assert way in str(caught.value)
         assert os.strerror(number) in str(caught.value)
         assert "model.safetensors" in str(caught.value)
@@ -266,7 +272,7 @@ def test_a_limit_of_file_size_is_an_error_not_a_death(tmp_path):
     try:
         shards = lay_out([("w", "U8", (5000,), 5000)], 10_000, {})
         with pytest.raises(ResourceError) as caught, Output(tmp_path / "out", shards) as output:
-            fill(output)
+            complete(output)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, old)

@@ -97,18 +97,19 @@ class Output:
     """A folder being written beside its final place. Use as a context manager; without `publish` nothing remains.
 
     One thread appends to the shards, in order: several would wait for each other inside the file system. Another digests
-    what is being written meanwhile.
+    what it writes.
     """
 
     def __init__(self, out: Path, shards: Sequence[Shard]) -> None:
         self.out = out
         self.shards = tuple(shards)
         self.partial = out.parent / f"{out.name}.partial-{secrets.token_hex(4)}"
-        self._hashes = [hashlib.sha256(s.header) for s in shards]
-        self._files: list[Appended] = []  # of the shards so far; the last is being written
+        self._digests: list[str] = []  # of the shards that are complete
+        self._file: Appended | None = None  # the one after those
         self._pending = 0
         self._flush = threading.Event()
         self._closing = False
+        self._writer = ThreadPoolExecutor(1, "weightsmith-write")
         self._digester = ThreadPoolExecutor(1, "weightsmith-digest")
         self._flusher = threading.Thread(target=self._flush_often, daemon=True)
 
@@ -117,7 +118,7 @@ class Output:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.partial.mkdir()
             if self.shards:
-                self._open_next()
+                self._current()
         except BaseException as error:
             self.__exit__()
             if isinstance(error, OSError):
@@ -128,30 +129,33 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self._stop_flusher()
+        if self._file is not None:
+            self._file.close()
+        self._writer.shutdown()
         self._digester.shutdown()
-        for file in self._files:
-            file.close()
         if self.partial.exists():
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def append(self, shard: int, data: memoryview) -> None:
-        """Append data to a shard and to its SHA-256. Shards are filled one after the other."""
-        digested = self._digester.submit(self._hashes[shard].update, data)
+        """Append data to a shard and to its SHA-256. Shards are filled one after the other.
+
+        Raises:
+            ResourceError: This or an earlier write failed.
+        """
+        self._finish(shard)
         try:
-            while len(self._files) <= shard:
-                self._open_next()
-            self._write(data)
+            self._write(self._current(), data)
         except OSError as error:
             raise failed(self.partial / self.shards[shard].name, error) from error
-        finally:
-            digested.result()  # the caller uses the buffer again
 
     def records(self) -> list[dict[str, Any]]:
-        """Return name, size and SHA-256 of every shard, complete once all is written."""
-        return [
-            {"file": s.name, "bytes": s.size, "sha256": h.hexdigest()}
-            for s, h in zip(self.shards, self._hashes, strict=True)
-        ]
+        """Finish all shards; return name, size and SHA-256 of each.
+
+        Raises:
+            ResourceError: A write failed.
+        """
+        self._finish(len(self.shards))
+        return [{"file": s.name, "bytes": s.size, "sha256": d} for s, d in zip(self.shards, self._digests, strict=True)]
 
     def write_index(self) -> None:
         """Write model.safetensors.index.json where there are several shards."""
@@ -171,10 +175,8 @@ class Output:
     def publish(self) -> None:
         """Sync everything, then rename the folder to its place; an older one is moved aside first and then removed."""
         self._stop_flusher()
+        self.records()
         try:
-            while len(self._files) < len(self.shards):  # shards of tensors without elements
-                self._open_next()
-            self._finish()
             for path in sorted(self.partial.rglob("*")):
                 sync(path)
             sync(self.partial)
@@ -212,30 +214,38 @@ class Output:
             raise
         return aside if aside.exists() else None
 
-    def _open_next(self) -> None:
-        """Finish the current shard and begin the next with its header."""
-        self._finish()
-        shard = self.shards[len(self._files)]
-        self._files.append(Appended(self.partial / shard.name, shard.size))
-        self._write(memoryview(shard.header))
+    def _current(self) -> Appended:
+        """Return the shard being written; begin it with its header."""
+        if self._file is None:
+            shard = self.shards[len(self._digests)]
+            self._file = Appended(self.partial / shard.name, shard.size, self._writer, self._digester)
+            self._write(self._file, memoryview(shard.header))
+        return self._file
 
-    def _write(self, data: memoryview) -> None:
-        self._files[-1].write(data)
+    def _finish(self, count: int) -> None:
+        """Finish the first `count` shards; those of tensors without elements are only headers."""
+        while len(self._digests) < count:
+            try:
+                self._digests.append(self._current().finish())
+            except OSError as error:
+                raise failed(self.partial / self.shards[len(self._digests)].name, error) from error
+            self._file = None
+
+    def _write(self, file: Appended, data: memoryview) -> None:
+        file.write(data)
         self._pending += data.nbytes
-        if self._pending >= FLUSH_BYTES and not self._files[-1].is_direct:
+        if self._pending >= FLUSH_BYTES and not file.is_direct:
             self._pending = 0
             self._flush.set()
-
-    def _finish(self) -> None:
-        if self._files:
-            self._files[-1].finish()
 
     def _flush_often(self) -> None:
         """Send what is written to the disk while the rest is computed, so that the last sync is short."""
         while self._flush.wait() and not self._closing:
             self._flush.clear()
-            with contextlib.suppress(OSError):  # the last sync reports it
-                sync(self._files[-1].path)
+            file = self._file
+            if file is not None:
+                with contextlib.suppress(OSError):  # the last sync reports it
+                    sync(file.path)
 
     def _stop_flusher(self) -> None:
         self._closing = True
