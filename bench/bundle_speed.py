@@ -4,7 +4,8 @@
 
 DATA holds 15m, 0.3b, 1.1b as `bench/make_checkpoints.py` writes them. For each encoding three models are packed, one is
 unpacked, and a model in memory is switched to it. The bound of a command is `bench/bound.py`: as a whole process it reads the
-same files and writes and syncs as many bytes, with nothing in between. Unpacking reads base, shared part and the task's part,
+same files and writes and syncs as many bytes, with nothing in between: one after the other, or all at once (overlapped).
+Unpacking reads base, shared part and the task's part,
 and writes the model; packing reads all models and writes the bundle; localize reads all models. Of the switch, which writes
 nothing to the disk, the bound is a copy of the model's bytes and reading both parts, see `bundle_switch.py`. Bound and
 weightsmith run in turn, files in the page cache. The figure that matters is the share of the bound: its time over ours in the
@@ -47,10 +48,37 @@ def shares(ours: Sequence[Mapping[str, float]], bound: Sequence[Mapping[str, flo
     }
 
 
-def entry(ours: Sequence[Cost], bound: Sequence[Cost]) -> dict[str, Any]:
-    """Return the measurements of one command for the JSON file."""
-    dicts = [c.as_dict() for c in ours], [c.as_dict() for c in bound]
-    return {"weightsmith": dicts[0], "bound": dicts[1], "share": shares(*dicts)}
+class Rounds:
+    """The costs of a command, and of its bound in the same rounds, plain and overlapped."""
+
+    def __init__(self, inputs: Sequence[Path], written: Sequence[int], scratch: Path):
+        self.inputs, self.written, self.scratch = list(inputs), list(written), scratch
+        self.ours: list[Cost] = []
+        self.plain: list[Cost] = []
+        self.overlapped: list[Cost] = []
+
+    def add(self, action: Callable[[], Cost]) -> None:
+        """Run the bound both ways, and then the command."""
+        self.overlapped.append(run_bound(self.inputs, self.written, self.scratch, overlap=True))
+        self.plain.append(run_bound(self.inputs, self.written, self.scratch))
+        self.ours.append(action())
+
+    def entry(self) -> dict[str, Any]:
+        """Return the measurements for the JSON file."""
+        return compared(*([cost.as_dict() for cost in costs] for costs in (self.ours, self.plain, self.overlapped)))
+
+
+def compared(
+    ours: Sequence[Mapping[str, float]], plain: Sequence[Mapping[str, float]], overlapped: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """Return costs and what share of each bound's speed was reached."""
+    return {
+        "weightsmith": ours,
+        "bound": plain,
+        "bound_overlapped": overlapped,
+        "share": shares(ours, plain),
+        "share_overlapped": shares(ours, overlapped),
+    }
 
 
 def arguments(base: Path, models: Sequence[Path]) -> list[str]:
@@ -78,12 +106,12 @@ def measure_pack(encoding: str, data: Path, models: Sequence[Path], bundle: Path
     inputs = weights([base, *models])
     words = ["pack", encoding, *arguments(base, models)]
     measure.touch(inputs)
-    ours, bound = [run_weightsmith(words, bundle)], list[Cost]()
+    run_weightsmith(words, bundle)
     written = sizes([p for p in sorted(bundle.rglob("*")) if p.is_file()])
+    found = Rounds(inputs, written, bundle.parent / "bound")
     for _ in range(rounds):
-        bound.append(run_bound(inputs, written, bundle.parent / "bound"))
-        ours.append(run_weightsmith(words, bundle))
-    return {**entry(ours[1:], bound), "bundle_bytes": sum(written)}
+        found.add(lambda: run_weightsmith(words, bundle))
+    return {**found.entry(), "bundle_bytes": sum(written)}
 
 
 def measure_unpack(encoding: str, data: Path, bundle: Path, out: Path, rounds: int) -> dict[str, Any]:
@@ -93,18 +121,18 @@ def measure_unpack(encoding: str, data: Path, bundle: Path, out: Path, rounds: i
     inputs = [*weights([data / "base"]), *weights([bundle / "shared"]), folder / "part.safetensors"]
     words = ["unpack", f"{bundle}#{task}", str(out), "--quiet"]
     measure.touch(inputs)
-    ours, bound = list[Cost](), list[Cost]()
-    for number in range(rounds + 1):
+
+    def unpack() -> Cost:
         clear(out)
-        cost = measure.run([sys.executable, "-m", "weightsmith", *words])
-        if number == 0:
-            written = sizes(weights([out]))
-            names = [f"ft{n}" for n in (1, 2, 3)]
-            checked = bundle_oracle.check(encoding, data, names, TASK - 1, scales_of(folder), out)
-            continue
-        bound.append(run_bound(inputs, written, out.parent / "bound"))
-        ours.append(cost)
-    return {**entry(ours, bound), "part_bytes": sizes(inputs[-1:])[0], "entries_checked": checked}
+        return measure.run([sys.executable, "-m", "weightsmith", *words])
+
+    unpack()
+    names = [f"ft{n}" for n in (1, 2, 3)]
+    checked = bundle_oracle.check(encoding, data, names, TASK - 1, scales_of(folder), out)
+    found = Rounds(inputs, sizes(weights([out])), out.parent / "bound")
+    for _ in range(rounds):
+        found.add(unpack)
+    return {**found.entry(), "part_bytes": sizes(inputs[-1:])[0], "entries_checked": checked}
 
 
 def measure_switch(data: Path, bundle: Path, unpacked: Path, rounds: int) -> dict[str, Any]:
@@ -114,8 +142,8 @@ def measure_switch(data: Path, bundle: Path, unpacked: Path, rounds: int) -> dic
     program = [sys.executable, str(BENCH / "bundle_switch.py"), *words, "--rounds", str(rounds), "--json", str(found)]
     cost = measure.run(program)
     times = json.loads(found.read_text(encoding="utf-8"))
-    times["share"] = shares(times["weightsmith"], times["bound"])
-    return {**times, "anonymous_more": cost.anonymous - times["anonymous_before"]}
+    costs = compared(times["weightsmith"], times["bound"], times["bound_overlapped"])
+    return {**costs, "anonymous_more": cost.anonymous - times["anonymous_before"]}
 
 
 def measure_encoding(encoding: str, data: Path, scratch: Path, rounds: int) -> dict[str, Any]:
@@ -139,11 +167,10 @@ def measure_localize(data: Path, scratch: Path, rounds: int) -> dict[str, Any]:
     words = [sys.executable, "-m", "weightsmith", "localize", *arguments(data / "base", models), "--json", "--quiet"]
     measure.touch(inputs)
     measure.run(words)
-    ours, bound = list[Cost](), list[Cost]()
+    costs = Rounds(inputs, [0], scratch / "bound")
     for _ in range(rounds):
-        bound.append(run_bound(inputs, [0], scratch / "bound"))
-        ours.append(measure.run(words))
-    found = entry(ours, bound)
+        costs.add(lambda: measure.run(words))
+    found = costs.entry()
     say(f"localize, {data.name}", found)
     return found
 
@@ -177,7 +204,7 @@ def say(what: str, found: Mapping[str, Any]) -> None:
     )
     more = found.get("anonymous_more", max(cost.get("anonymous", 0) for cost in found["weightsmith"]))
     print(
-        f"{what}: {found['share']['wall']:.2f} of the bound's speed ({found['share']['cpu']:.2f} by CPU); "
+        f"{what}: {found['share']['wall']:.2f} of the bound's speed, {found['share_overlapped']['wall']:.2f} overlapped; "
         f"{ours['wall']:.2f} s, {ours['cpu']:.2f} s CPU; bound {bound['wall']:.2f} s, {bound['cpu']:.2f} s CPU; "
         f"{more / 1e6:.0f} MB anonymous",
         flush=True,

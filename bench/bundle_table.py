@@ -79,7 +79,7 @@ def settings_table(results: Row) -> str:
 
 
 def trend_table(results: Row) -> str:
-    """Return normalized accuracy by number of tasks, with what was searched."""
+    """Return normalized accuracy by number of tasks, all tasks in groups of so many, with what was searched in each group."""
     names = list(next(iter(results["trend"].values())))
     lines = []
     for count, each in results["trend"].items():
@@ -96,7 +96,7 @@ def lambdas_table(results: Row) -> str:
     lines = []
     for count, each in results["trend"].items():
         values = [f"{v:g}" for v in each["tall_masks"]["chosen"]["mask_lambda"]]
-        lines.append([count, *values, *[""] * (len(names) - len(values))])
+        lines.append([count, *values])
     return table(["tasks", *names], lines)
 
 

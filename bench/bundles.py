@@ -6,7 +6,8 @@
 
 Each setting packs all experts into one bundle, unpacks every task into an ordinary folder, and labels that task's test
 images with it and the task's own head. What is searched (the lambda of TALL-masks, per task; that of merged models, one for
-all) is searched on validation images. The JSON file is written after each setting; a run that starts again measures what it
+all) is searched on validation images. At fewer tasks than all, groups of neighbors are packed and merged, so that each task is
+counted once at every number of tasks. The JSON file is written after each setting; a run that starts again measures what it
 lacks. Ends with exit code 1 where something is not as it should be: see `faults`.
 """
 
@@ -27,7 +28,7 @@ from experts import TASKS, WEIGHTS, Split, accuracy, load_body, load_head, read_
 from weightsmith.bundle.account import Account
 
 MASK_LAMBDAS = (0.2, 0.3, 0.4, 0.5, 0.6)
-COUNTS = (2, 4, 6, len(TASKS))
+COUNTS = (2, 4, len(TASKS))
 PLAIN = "tall_masks"  # the setting that budgeted bundles are compared with
 HELD = 0.98  # normalized accuracy that TALL-masks have at most tasks
 # Merged models: parameter and grid, searched at each number of tasks.
@@ -71,7 +72,7 @@ class Session:
         self.results: dict[str, Any] = {"rows": {}, "trend": {}}
         if self.json.exists():
             self.results = json.loads(self.json.read_text(encoding="utf-8"))
-        self.lambdas: dict[tuple[int, str], list[float]] = {}
+        self.lambdas: dict[tuple[str, ...], list[float]] = {}
 
     def save(self) -> None:
         """Write the results so far."""
@@ -79,9 +80,9 @@ class Session:
         partial.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
         partial.replace(self.json)
 
-    def models(self, count: int) -> dict[str, Path]:
-        """Return the first tasks' experts."""
-        return {name: self.experts / name for name in self.names[:count]}
+    def models(self, names: Sequence[str]) -> dict[str, Path]:
+        """Return the experts of some tasks."""
+        return {name: self.experts / name for name in names}
 
     def score(self, folders: Mapping[str, Path], split: str) -> Scores:
         """Return each task's accuracy by the body in its folder."""
@@ -107,33 +108,33 @@ def mean(scores: Mapping[str, float]) -> float:
 
 
 def packed(
-    session: Session, count: int, split: str, encoding: str | None, given: Mapping[str, Any]
+    session: Session, names: Sequence[str], split: str, encoding: str | None, given: Mapping[str, Any]
 ) -> tuple[Scores, Account]:
-    """Pack the first experts, unpack them all, and return their accuracies and what the bundle stores."""
+    """Pack some experts, unpack them all, and return their accuracies and what the bundle stores."""
     bundle, out = session.fresh("bundle"), session.fresh("unpacked")
-    done = weightsmith.pack(encoding, base=session.base, models=session.models(count), out=bundle, **given)
+    done = weightsmith.pack(encoding, base=session.base, models=session.models(names), out=bundle, **given)
     folders = weightsmith.unpack(bundle, out).folders
     return session.score(folders, split), done.account
 
 
-def mask_lambdas(session: Session, count: int, merged: str) -> list[float]:
+def mask_lambdas(session: Session, names: Sequence[str], merged: str) -> list[float]:
     """Return the lambda of each task that rebuilds it best on validation images, the smaller where equal."""
-    known = session.lambdas.get((count, merged))
+    known = session.lambdas.get((merged, *names))
     if known is None:
         tried = [
-            packed(session, count, "validation", "tall_masks", {"merged": merged, "mask_lambda": [value]})[0]
+            packed(session, names, "validation", "tall_masks", {"merged": merged, "mask_lambda": [value]})[0]
             for value in MASK_LAMBDAS
         ]
-        by_task = [[scores[name] for scores in tried] for name in session.names[:count]]
+        by_task = [[scores[name] for scores in tried] for name in names]
         known = [MASK_LAMBDAS[values.index(max(values))] for values in by_task]
-        session.lambdas[count, merged] = known
+        session.lambdas[merged, *names] = known
     return known
 
 
-def merged_scores(session: Session, count: int, method: str) -> dict[str, Any]:
-    """Merge the first experts into one model, with the parameter that is best on validation images."""
+def merged_scores(session: Session, names: Sequence[str], method: str) -> dict[str, Any]:
+    """Merge some experts into one model, with the parameter that is best on validation images."""
     parameter, grid = MERGES[method]
-    models = session.models(count)
+    models = session.models(names)
 
     def run(value: float, split: str) -> Scores:
         out = session.fresh("merged")
@@ -163,13 +164,13 @@ def bits(account: Account, count: int) -> dict[str, float]:
 
 def bundle_row(session: Session, encoding: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """Measure one setting at all tasks."""
-    count, row = len(session.names), dict[str, Any]()
+    names, row = session.names, dict[str, Any]()
     inputs = dict(given)
     if encoding == "tall_masks":
-        inputs["mask_lambda"] = mask_lambdas(session, count, given.get("merged", "sum"))
+        inputs["mask_lambda"] = mask_lambdas(session, names, given.get("merged", "sum"))
         row["chosen"] = {"mask_lambda": inputs["mask_lambda"]}
-    scores, account = packed(session, count, "test", encoding, inputs)
-    row |= {"encoding": encoding or "chosen", "given": dict(given), "scores": scores, "bits": bits(account, count)}
+    scores, account = packed(session, names, "test", encoding, inputs)
+    row |= {"encoding": encoding or "chosen", "given": dict(given), "scores": scores, "bits": bits(account, len(names))}
     return row | {"share_of_models": account.bundle_bytes / account.individual_bytes}
 
 
@@ -178,7 +179,7 @@ def merged_row(session: Session, method: str) -> dict[str, Any]:
     size = (session.base / WEIGHTS).stat().st_size
     numbers = sum(t.numel() for t in load_body(session.base / WEIGHTS).state_dict().values())
     measured = 8 * size / (numbers * len(session.names))
-    found = merged_scores(session, len(session.names), method)
+    found = merged_scores(session, session.names, method)
     return found | {
         "encoding": f"merge {method}",
         "given": {},
@@ -218,10 +219,21 @@ def trend(session: Session, count: int) -> dict[str, Any]:
     if count == len(session.names):
         done = session.results["rows"]
         return {name: done[name if name == PLAIN else f"merge {name}"] for name in (PLAIN, *MERGES)}
-    lambdas = mask_lambdas(session, count, "sum")
-    scores, _ = packed(session, count, "test", PLAIN, {"mask_lambda": lambdas})
+    found: dict[str, Any] = {name: {"scores": {}, "chosen": {}} for name in (PLAIN, *MERGES)}
+    for start in range(0, len(session.names), count):
+        for name, row in trend_of_group(session, session.names[start : start + count]).items():
+            found[name]["scores"] |= row["scores"]
+            for parameter, value in row["chosen"].items():
+                found[name]["chosen"].setdefault(parameter, []).extend(value if isinstance(value, list) else [value])
+    return found
+
+
+def trend_of_group(session: Session, names: Sequence[str]) -> dict[str, Any]:
+    """Measure TALL-masks and every merged model on some tasks alone."""
+    lambdas = mask_lambdas(session, names, "sum")
+    scores, _ = packed(session, names, "test", PLAIN, {"mask_lambda": lambdas})
     found: dict[str, Any] = {PLAIN: {"scores": scores, "chosen": {"mask_lambda": lambdas}}}
-    return found | {method: merged_scores(session, count, method) for method in MERGES}
+    return found | {method: merged_scores(session, names, method) for method in MERGES}
 
 
 def faults(results: Mapping[str, Any]) -> list[str]:
@@ -255,7 +267,7 @@ def measure(session: Session) -> None:
     """Measure what the results lack, and say what was found."""
     results = session.results
     if "experts" not in results:
-        folders = session.models(len(session.names))
+        folders = session.models(session.names)
         results["experts"] = {split: session.score(folders, split) for split in ("validation", "test")}
         results["base"] = session.score(dict.fromkeys(folders, session.base), "test")
         results["examples"] = {name: len(split["test"].labels) for name, split in session.splits.items()}

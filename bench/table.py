@@ -111,12 +111,13 @@ def mergekit(results: dict[str, Any]) -> str:
                     f"{middle(ours, 'wall'):.2f}",
                     f"**{entry['mergekit_ratio']:.1f}**",
                     times_wanted(name, results),
+                    f"{middle(theirs, 'wall') / middle(entry['bound_overlapped'], 'wall'):.1f}",
                     f"{middle(theirs, 'cpu') / middle(ours, 'cpu'):.1f}",
                     peak(theirs, "anonymous"),
                     peak(ours, "anonymous"),
                 ]
             )
-    head = ["merge", "mergekit, s", "weightsmith, s", "times as fast", "target", "CPU ratio"]
+    head = ["merge", "mergekit, s", "weightsmith, s", "times as fast", "target", "overlapped bound", "CPU ratio"]
     head += ["mergekit anonymous, MB", "weightsmith anonymous, MB"]
     return "Against mergekit, same inputs, same run:\n\n" + table(head, rows) if rows else ""
 

@@ -83,7 +83,7 @@ def write_record(
         "weightsmith": version("weightsmith"),
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
         **asked,
-        "inputs": [_describe(c, p, digest_inputs) for c, p in zip(inputs, before, strict=True)],
+        "inputs": [describe(c, p, digest_inputs) for c, p in zip(inputs, before, strict=True)],
         "outputs": weights
         + [
             {"file": str(p.relative_to(output.partial)), "bytes": p.stat().st_size, "sha256": sha256_file(p)}
@@ -109,7 +109,8 @@ def _plain_parameters(plan: Plan) -> dict[str, Any]:
     return {**plain, **dict.fromkeys(sorted(varying), "by tensor, see the recipe")}
 
 
-def _describe(checkpoint: Checkpoint, prints: Mapping[str, Any], digest: bool) -> dict[str, Any]:
+def describe(checkpoint: Checkpoint, prints: Mapping[str, Any], digest: bool = False) -> dict[str, Any]:
+    """Return an input as a record states it: its reference, and each file's size and header digest, with `digest` all of it."""
     files = []
     for path, found in prints.items():
         described = {"file": Path(path).name, "bytes": found["size"], "header_sha256": found["header_sha256"]}

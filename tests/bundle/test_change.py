@@ -9,7 +9,7 @@ import pytest
 
 from weightsmith import WeightsmithError, add, remove, unpack, verify
 from weightsmith.checkpoint.read import open_checkpoint
-from weightsmith.errors import ArgumentError, ResourceError
+from weightsmith.errors import ArgumentError, CheckpointError, ResourceError
 
 
 def folders(bundle, content):
@@ -45,6 +45,16 @@ def test_another_encoding_that_shares_nothing(pack_all, family, tasks, read_task
     assert all(found.tobytes() == tasks["c"][n].tobytes() for n, found in read_task(bundle, "c").items())
     with pytest.raises(WeightsmithError, match="shares a part"):
         add(bundle, {"d": family / "c"}, encoding="emr")
+
+
+@pytest.mark.parametrize(("packed", "stated"), [("emr", "rmm"), ("rmm", "tall_masks")])
+def test_a_shared_part_of_another_encoding_than_stated(packed, stated, pack_all, family):
+    bundle = pack_all(packed, models=("a", "b"))
+    manifest = bundle / "bundle.json"
+    text = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**text, "encoding": stated, "parameters": {}}))
+    with pytest.raises(CheckpointError, match=f"what {stated} shares"):
+        add(bundle, {"c": family / "c"})
 
 
 def test_removing(pack_all, content, family):

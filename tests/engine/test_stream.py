@@ -58,6 +58,20 @@ def test_nonfinite_input_may_be_allowed(tmp_path, save_model, load_model):
     assert torch.isfinite(merged).sum() == 19_999
 
 
+@pytest.mark.parametrize("method", ["iso_c", "tsv_m"])
+def test_a_matrix_must_be_finite_even_where_nonfinite_numbers_are_allowed(method, tmp_path, save_model):
+    weights = {"w": torch.ones(3, 4)}
+    base = save_model(tmp_path / "base", weights)
+    model = save_model(tmp_path / "model", {"w": torch.full((3, 4), math.nan)})
+    options = Options(allow_nonfinite=True)
+    with pytest.raises(NonFiniteError) as caught:
+        weightsmith.merge(method, base=base, models=[model], out=tmp_path / "out", options=options)
+    assert "model.safetensors: tensor 'w'" in str(caught.value)
+    assert "--copy" in str(caught.value)
+    assert "--allow-nonfinite" not in str(caught.value)
+    assert left_behind(tmp_path) == []
+
+
 @pytest.mark.parametrize("stage", ["compute", "store", "load"])
 @pytest.mark.parametrize("threads", [1, 4])
 def test_an_error_in_a_thread_stops_the_run_and_leaves_nothing(stage, threads, tmp_path, save_model, monkeypatch):

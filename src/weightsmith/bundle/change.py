@@ -28,7 +28,8 @@ from weightsmith.checkpoint.bundle_write import changing, sync_tree, write_manif
 from weightsmith.checkpoint.entry import Entry
 from weightsmith.checkpoint.read import check_unchanged, fingerprint, open_stored
 from weightsmith.checkpoint.write import failed, sync
-from weightsmith.errors import ArgumentError, ResourceError, shown
+from weightsmith.encoding import Encoding
+from weightsmith.errors import ArgumentError, CheckpointError, ResourceError, shown
 from weightsmith.plan import Options
 from weightsmith.run import Progress
 
@@ -138,6 +139,7 @@ def execute_add(bundle: Bundle, plan: PackPlan, *, progress: Progress | None = N
         pieces: dict[str, Entry] = {}
         if plan.packing.encoding.has_shared:
             pieces = read_pieces(folder / SHARED, folder)
+            _check_shared(pieces, plan.packing.encoding, folder)
         for task, model in plan.tasks.items():
             check_kinship(plan.packing, task, model)
         added = []
@@ -181,6 +183,18 @@ def remove(bundle: str | Path, task: str) -> Removed:
         if place.exists():
             _move(place, work / place.name)
     return Removed(found.folder, task, nbytes)
+
+
+def _check_shared(pieces: Mapping[str, Entry], encoding: Encoding, folder: Path) -> None:
+    """Refuse a shared part that is not what the encoding shares."""
+    is_vector = any(name.endswith("/vector") for name in pieces)
+    if pieces and is_vector != encoding.has_vector:
+        raise CheckpointError(
+            f"file '{shown(folder / SHARED)}'",
+            expected=f"what {encoding.name} shares between tasks",
+            got="a vector" if is_vector else "no vector",
+            do="The bundle is damaged: restore it, or pack again",
+        )
 
 
 def _move(old: Path, new: Path) -> None:

@@ -162,8 +162,8 @@ class Worker:
             self.files.entry_into(entry, 2 * start, row.data.cast("B"))
         return raw
 
-    def read(self, entry: Entry, start: int, stop: int, out: Array) -> None:
-        """Read elements start .. stop of one stored tensor as numbers into out, (stop - start,)."""
+    def read(self, entry: Entry, start: int, stop: int, out: Array, *, as_matrix: bool = False) -> None:
+        """Read elements start .. stop of one stored tensor as numbers into out, (stop - start,); a matrix's must be finite."""
         width = stored_bytes(entry.dtype)
         raw = self._raw[: (stop - start) * width]
         self.files.entry_into(entry, start * width, raw.data)
@@ -174,14 +174,15 @@ class Worker:
             finite = finite and compiled.is_finite(out)
         if self.job.precision != "float32":
             out[:] = rounded(out, self.job.precision)
-        if not finite and not self.job.allow_nonfinite:
+        if not finite and (as_matrix or not self.job.allow_nonfinite):
             first = int(np.argmin(np.isfinite(out)))
             raise NonFiniteError(
                 f"{entry.file}: tensor '{shown(entry.name)}'",
                 expected="finite numbers",
                 got=f"{out[first]} at flat index {start + first}, {int((~np.isfinite(out)).sum())} of the"
                 f" {stop - start} elements from {start}",
-                do="Repair the input, leave the tensor out of the merge with --copy, or pass --allow-nonfinite",
+                do="Repair the input, or leave the tensor out of the merge with --copy"
+                + ("" if as_matrix else ", or pass --allow-nonfinite"),
             )
 
     def compute(self, piece: Piece, statistics: Any, position: int) -> Array:
@@ -228,7 +229,8 @@ class Worker:
         """Read a whole tensor as numbers, (rows, columns)."""
         values = np.empty(shape[0] * shape[1], self.job.compute_dtype)
         for start in range(0, len(values), self._tile):
-            self.read(entry, start, min(start + self._tile, len(values)), values[start : start + self._tile])
+            part = values[start : start + self._tile]
+            self.read(entry, start, start + len(part), part, as_matrix=True)
         return values.reshape(shape)
 
     def store(self, work: Work, start: int, values: Array, out: Array) -> None:
@@ -245,8 +247,7 @@ class Worker:
 
     def copy(self, piece: Piece, out: Array) -> None:
         """Copy a piece's stored bytes."""
-        entry = piece.work.inputs[0]
-        self.files.entry_into(entry, piece.start, out.data)
+        self.files.entry_into(piece.work.inputs[0], piece.start, out.data)
 
     def _low_rank(self, given: LowRank) -> tuple[Array, Array]:
         """Return the factors (rows, rank) and (rank, columns) in float32; those of the last tensor's inputs are kept."""

@@ -163,6 +163,7 @@ def execute(
         passes=reading.passes + 1 + (out is not None) + 2 * request.spectra,
         tensors=tuple(parts),
         pairs=pairs,
+        inputs=tuple(describe(*pair) for pair in zip(request.opened, before, strict=True)),
         not_compared={w.name: w.reason for w in plan.copied} | {d.name: d.reason for d in plan.dropped},
         notes=plan.notes,
         spectra=spectra,

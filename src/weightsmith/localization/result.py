@@ -42,6 +42,7 @@ class Localization(Pictured):
         passes: How often the models were read.
         tensors: What was measured, tensor by tensor.
         pairs: Signs of each pair of tasks.
+        inputs: Reference, and files with sizes and digests of headers, of base, models and, where given, merged model and masks.
         not_compared: Tensors that were left out, and why.
         notes: What the user should know.
         spectra: Of matrices; None where not asked for.
@@ -63,6 +64,7 @@ class Localization(Pictured):
     passes: int
     tensors: tuple[Part, ...]
     pairs: Pairs
+    inputs: tuple[Mapping[str, Any], ...]
     not_compared: Mapping[str, str]
     notes: tuple[str, ...] = ()
     spectra: tuple[Spectrum, ...] | None = None
@@ -150,6 +152,7 @@ class Localization(Pictured):
             "trim": self.trim,
             "passes": self.passes,
             "notes": list(self.notes),
+            "inputs": list(self.inputs),
             "not_compared": dict(self.not_compared),
             "model": whole.summary(),
             "layers": [p.summary() for p in self.layers],

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from weightsmith.report.charts import Bar, bars, columns, lines, stacks
 from weightsmith.report.depth import Depth, mean
 from weightsmith.report.heat import Values, fit, flatten, heat_map, matrix
+from weightsmith.report.merging import input_files
 from weightsmith.report.page import Page, Section, Tile, folded, titled, words
 from weightsmith.report.spectra import filters_section, spectra_section
 from weightsmith.report.svg import Text
@@ -294,7 +295,7 @@ def _how(found: Mapping[str, Any]) -> Section:
     ]
     items += [("masks by", found["by"]), ("merged vector", _merged(found))]
     items += [("parameters", json.dumps(found["parameters"], ensure_ascii=False))] if found["parameters"] else []
-    body = [words(items)]
+    body = [words(items), folded("Files and digests", input_files(found["inputs"]))]
     if found["not_compared"]:
         rows = list(found["not_compared"].items())
         body.append(folded(f"{len(rows)} tensors left out", table((Column("tensor"), Column("why")), rows)))

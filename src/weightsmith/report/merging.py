@@ -59,7 +59,8 @@ def _recipe(record: Mapping[str, Any]) -> Section:
     )
 
 
-def _files(record: Mapping[str, Any]) -> Section:
+def input_files(inputs: Sequence[Mapping[str, Any]]) -> Markup:
+    """Return the table of what was read."""
     heads = (
         Column("input"),
         Column("file"),
@@ -67,18 +68,22 @@ def _files(record: Mapping[str, Any]) -> Section:
         Column("SHA-256 of the header"),
         Column("SHA-256"),
     )
-    read = [
+    rows = [
         [source["reference"], f["file"], f["bytes"], f["header_sha256"], f.get("sha256")]
-        for source in record["inputs"]
+        for source in inputs
         for f in source["files"]
     ]
+    return table(heads, rows)
+
+
+def _files(record: Mapping[str, Any]) -> Section:
     written = [[f["file"], f["bytes"], f["sha256"]] for f in record["outputs"]]
     versions = [("weightsmith", record["weightsmith"]), *record["versions"].items()]
     return Section(
         "Files and digests",
         "",
         (
-            table(heads, read),
+            input_files(record["inputs"]),
             table((Column("output"), Column("bytes", count), Column("SHA-256")), written),
             words([*versions, ("record", record["record_sha256"])]),
         ),
