@@ -101,6 +101,27 @@ def test_a_guess_finds_what_counting_finds(kind, dtype, parts, tmp_path, save_mo
     assert held.count(True) >= 3
 
 
+def test_a_finer_sample_is_taken_where_the_first_windows_hold_too_much(tmp_path, save_model, held, monkeypatch):
+    vector = np.random.default_rng(2).standard_normal(SIZE).astype(np.float32) * np.linspace(
+        1, 9, SIZE, dtype=np.float32
+    )
+    folders = save_vectors(save_model, tmp_path, [vector], (SIZE,))
+    asked = KthLargest(lambda size: [SIZE // 10], lambda base, others, tile: others, located=False)
+    widths, guess = [], largest._guess
+
+    def noting(scope, asked, sample, likely):
+        found = guess(scope, asked, sample, likely)
+        widths.append((sample.shape[1], found is not None))
+        return found
+
+    monkeypatch.setattr(largest, "_guess", noting)
+    found, counted = (reduce_streamed(folders, asked, aside=a, threads=1)[0] for a in (16_000, 0))
+    assert [fits for _, fits in widths] == [False, True]
+    assert widths[1][0] > 2 * widths[0][0]
+    assert held == [True, False]
+    assert np.array_equal(found.value, counted.value)
+
+
 @pytest.mark.parametrize("room", [1_000, 20_000])
 def test_without_room_the_values_are_counted(room, tmp_path, save_model, held):
     vectors = list(np.random.default_rng(1).standard_normal((2, SIZE)).astype(np.float32))

@@ -77,6 +77,7 @@ def localization(layers, names):
         "format": 1, "base": "org/base", "models": [f"org/{n}" for n in names], "tasks": list(names),
         "by": "tall_masks", "method": "task_arithmetic", "merged": None, "parameters": {"lambda_": 1.0},
         "lambdas": [0.4] * tasks, "trim": 0.2, "passes": 2, "notes": ["one note"], "not_compared": {"odd": "shape"},
+        "inputs": [{"reference": "org/base", "files": [{"file": "m.safetensors", "bytes": 9, "header_sha256": "abc"}]}],
         "model": part("model", None, None, 10**6, tasks),
         "layers": [part("embedding", None, None, 32000, tasks), *parts, part("head", None, None, 32000, tasks)],
         "kinds": [part(k, None, k, 9999, tasks) for k in ("embedding", *PARTS, "head")],

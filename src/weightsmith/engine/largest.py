@@ -27,6 +27,7 @@ from weightsmith.tensor.select import Kth
 
 COUNTED, KEPT, LOCATED = range(3)  # what becomes of the values in a window
 NO_INDEX = np.empty(0, np.uint32)
+FINER = 4  # into so many the runs are cut where the windows of a first sample hold too much
 PICKED = 2048  # values, of those kept aside, that tell about where among them the one looked for lies
 
 
@@ -45,11 +46,14 @@ def find_largest(scope: Scope, asked: KthLargest) -> list[Kth] | None:
     """Return what answers KthLargest; None where the guess fails, or NaN may occur, which no window holds."""
     if scope.job.allow_nonfinite or not scope.job.limits.aside_bytes:
         return None
-    sample = _sample(scope, asked)
-    if sample is None:
-        return None
-    likely = [list(asked.ranks(size)) for size in _sizes(scope, asked, sample)]
-    windows = _guess(scope, asked, sample, likely) if any(likely[0]) else None
+    for cut in (1, FINER):
+        sample = _sample(scope, asked, cut)
+        if sample is None:
+            return None
+        likely = [list(asked.ranks(size)) for size in _sizes(scope, asked, sample)]
+        windows = _guess(scope, asked, sample, likely) if any(likely[0]) else None
+        if windows is not None:
+            break
     found = None if windows is None else _part(scope, asked, *windows)
     if windows is None or found is None:
         return None
@@ -119,14 +123,18 @@ def _guess(
     return (low, top) if expected <= scope.job.limits.aside_bytes * scope.threads else None
 
 
-def _sample(scope: Scope, asked: KthLargest) -> Array | None:
-    """Return values (V, runs, n) of runs spread over the scope, of whole rows where they must be; None for too few."""
+def _sample(scope: Scope, asked: KthLargest, cut: int) -> Array | None:
+    """Return values (V, runs, n) of runs spread over the scope, of whole rows where they must be; None for too few.
+
+    Runs have the `cut`-th part of their usual length, and are more by its square.
+    """
     works = list({p.work.name: p.work for batch in scope.batches for p in batch}.values())
     unit = works[0].shape[-1] if works[0].shape and scope.job.chosen.takes_rows(works[0].parameters or {}) else 1
     if unit > 1 and len(works) > 1:
         return None
-    run_size = max(1, RUN // unit) * unit
-    runs = min(min(max(scope.size // STRIDE, RUNS[0]), RUNS[1]) * RUN // run_size, scope.size // (2 * run_size))
+    run_size = max(1, RUN // cut // unit) * unit
+    runs = min(max(scope.size // STRIDE, RUNS[0]), RUNS[1]) * RUN * cut // run_size
+    runs = min(runs, scope.size // (2 * run_size))
     if runs < 2:
         return None
     stride, ends = scope.size // runs, list(accumulate(w.size for w in works))
@@ -138,11 +146,11 @@ def _sample(scope: Scope, asked: KthLargest) -> Array | None:
         if start >= 0:
             pieces.append(Piece(work, start, start + run_size))
 
-    def run(worker: Worker, part: list[Piece]) -> list[Array]:
+    def load(worker: Worker, part: list[Piece]) -> list[Array]:
         return [host_values(asked, *worker.load(p.work, p.start, p.stop), scope.where(p)).copy() for p in part]
 
     groups = [pieces[j : j + 16] for j in range(0, len(pieces), 16)]
-    found = [values for group in scope.in_order(groups, run) for values in group]
+    found = [values for group in scope.in_order(groups, load) for values in group]
     return np.stack(found, axis=1) if len(found) > 1 else None
 
 

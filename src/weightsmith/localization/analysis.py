@@ -23,6 +23,7 @@ from weightsmith.localize import magnitude
 from weightsmith.localize.localizer import Localizer
 from weightsmith.plan import Options
 from weightsmith.produce import reduce_all
+from weightsmith.record import describe
 from weightsmith.run import Progress
 
 GRID = (0.2, 0.3, 0.4, 0.5, 0.6)

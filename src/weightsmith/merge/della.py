@@ -112,7 +112,7 @@ def della(
         ArgumentError: A density between 0 and 1 with epsilon leaves the open interval.
 
     Differs from the paper: a level vote elects plus, and rows are the last axis. mergekit has normalize and rescale l1.
-    Cost: a sort of each row, one pass over T + 1 models, two with l1; memory for a tile of whole rows.
+    Cost: a sort of each row where chances divide; one pass over T + 1 models, two with l1; memory for a tile of whole rows.
 
     Command:
         weightsmith merge della --base B --model A1 --model A2 --densities 0.6,0.6 --epsilons 0.1,0.1 --out OUT

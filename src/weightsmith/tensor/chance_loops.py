@@ -8,6 +8,7 @@ from weightsmith.tensor.arrays import LANES
 from weightsmith.tensor.loops import loop
 
 DIGIT = 11  # most bits that one pass of the sort looks at
+MOST_DOUBTS = 100  # of a row, that are counted one by one
 
 
 @loop
@@ -31,29 +32,35 @@ def keep_random(vectors, probabilities, keys, start):
 def thin_rows(vectors, bits, length, chances, keys, start, inverse):
     """Keep the entries of rows by chances (T, length) that go by rank; see `chance.thin_rows`.
 
-    `bits` are those of the float32 numbers that are ranked, (T, n).
+    `bits` are those of the float32 numbers that are ranked, (T, n). Where the chance itself is not asked for, few ranks are.
     """
     count, size = vectors.shape
     out = np.empty((count, size), np.float32)
     first, second = np.empty(length, np.uint64), np.empty(length, np.uint64)
-    chance, counts = np.empty(length, np.float32), np.empty((2, 1 << DIGIT), np.uint32)
+    chance, counts = np.empty((2, length), np.float32), np.empty((2, 1 << DIGIT), np.uint32)
+    bounds, drawn = np.empty((2, 1 << DIGIT), np.float32), np.empty(length)
+    is_open, doubtful = np.empty(length, np.bool_), np.empty(MOST_DOUBTS, np.int64)
     zero, one = np.float32(0), np.float32(1)
     for t in range(count):
         for begin in range(0, size, length):
             end = begin + length
-            _place(bits[t, begin:end], chances[t], chance, first, second, counts)
-            v, o = vectors[t, begin:end], out[t, begin:end]
+            row, v, o = bits[t, begin:end], vectors[t, begin:end], out[t, begin:end]
             state = keys[t] + np.uint64(start + begin + 1) * np.uint64(0x9E3779B97F4A7C15)
             for i in range(length):
                 z = state + np.uint64(i) * np.uint64(0x9E3779B97F4A7C15)
                 z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
                 z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
                 z = (z ^ (z >> np.uint64(31))) >> np.uint64(11)
-                kept = np.float64(np.int64(z)) * 2.0**-53 < np.float64(chance[i])
-                o[i] = v[i] if kept else zero
+                drawn[i] = np.float64(np.int64(z)) * 2.0**-53
+            if not inverse and _decide(row, chances[t], drawn, v, o, counts, bounds, chance, is_open, doubtful):
+                continue
+            own = chance[0]
+            _place(row, chances[t], own, first, second, counts)
+            for i in range(length):
+                o[i] = v[i] if drawn[i] < np.float64(own[i]) else zero
             if inverse:
                 for i in range(length):
-                    o[i] /= chance[i] + (one if chance[i] == zero else zero)
+                    o[i] /= own[i] + (one if own[i] == zero else zero)
     return out
 
 
@@ -80,11 +87,11 @@ def absolute_row_sums(vectors, length):
 
 
 @loop
-def _place(bits, table, out, first, second, counts):
-    """Write table[r] to out where r is the rank of each magnitude: a stable sort, digit by digit, of the bits that vary."""
-    length, magnitude = bits.size, np.uint32(0x7FFFFFFF)
+def _varying(bits):
+    """Return from which bit on magnitudes vary, and over how many bits, at least 1."""
+    magnitude = np.uint32(0x7FFFFFFF)
     union, common = np.uint32(0), magnitude
-    for i in range(length):
+    for i in range(bits.size):
         union |= bits[i] & magnitude
         common &= bits[i] & magnitude
     varying = np.uint64(union & ~common)
@@ -94,6 +101,62 @@ def _place(bits, table, out, first, second, counts):
     width = 1
     while varying >> (low + np.uint64(width)) != 0:
         width += 1
+    return low, width
+
+
+@loop
+def _decide(bits, table, drawn, v, out, counts, bounds, chance, is_open, doubtful):
+    """Keep entries of a row where drawn < table[rank], the table ascending; False, and nothing, where that would take long.
+
+    The first bits of a magnitude tell between which two ranks its own lies; where that is not enough, it is counted.
+    """
+    length, magnitude, zero = bits.size, np.uint32(0x7FFFFFFF), np.float32(0)
+    low, width = _varying(bits)
+    shift = np.uint32(np.int64(low) + max(0, width - DIGIT))
+    radix = 1 << min(width, DIGIT)
+    mask, one, none = np.uint32(radix - 1), np.uint32(1), np.uint32(0)
+    count, least, most = counts[0, :radix], bounds[0, :radix], bounds[1, :radix]
+    count[:] = 0
+    for i in range(length):
+        count[np.uint32(np.uint32(bits[i] & magnitude) >> shift) & mask] += one
+    before = 0
+    for d in range(radix):
+        if count[d] > 0:
+            least[d] = table[before]
+            before += int(count[d])
+            most[d] = table[before - 1]
+    low_chance, high_chance = chance[0], chance[1]
+    for i in range(length):
+        where = np.uint32(np.uint32(bits[i] & magnitude) >> shift) & mask
+        low_chance[i], high_chance[i] = least[where], most[where]
+    for i in range(length):  # apart, so that the compiler makes no branches of it
+        out[i] = v[i] if drawn[i] < np.float64(low_chance[i]) else zero
+    for i in range(length):
+        is_open[i] = (drawn[i] >= np.float64(low_chance[i])) & (drawn[i] < np.float64(high_chance[i]))
+    doubts = 0
+    for i in range(length):
+        if is_open[i] and (v[i] != zero or bits[i] != 0):
+            if doubts == doubtful.size:
+                return False
+            doubtful[doubts] = i
+            doubts += 1
+    for k in range(doubts):
+        i = doubtful[k]
+        key, rank = np.uint32(bits[i] & magnitude), np.uint32(0)
+        left, right = bits[:i], bits[i + 1 :]
+        for j in range(left.size):
+            rank = np.uint32(rank + (one if np.uint32(left[j] & magnitude) <= key else none))
+        for j in range(right.size):
+            rank = np.uint32(rank + (one if np.uint32(right[j] & magnitude) < key else none))
+        out[i] = v[i] if drawn[i] < table[rank] else zero
+    return True
+
+
+@loop
+def _place(bits, table, out, first, second, counts):
+    """Write table[r] to out where r is the rank of each magnitude: a stable sort, digit by digit, of the bits that vary."""
+    length, magnitude = bits.size, np.uint32(0x7FFFFFFF)
+    low, width = _varying(bits)
     passes = (width + DIGIT - 1) // DIGIT
     digit = np.uint64((width + passes - 1) // passes)
     mask = np.uint64((np.uint64(1) << digit) - np.uint64(1))
