@@ -239,8 +239,8 @@ def trend_of_group(session: Session, names: Sequence[str]) -> dict[str, Any]:
 def faults(results: Mapping[str, Any]) -> list[str]:
     """Return what is not as it should be.
 
-    Lossless bundles rebuild each expert's accuracy; TALL-masks hold theirs, every merged model lies below them, and the best merged
-    model falls with the number of tasks; a budgeted bundle is smaller than plain TALL-masks and more accurate.
+    Lossless bundles rebuild each expert's accuracy; TALL-masks hold theirs, every merged model lies below them, and the best of
+    the merged falls with the number of tasks; a budgeted bundle is smaller than plain TALL-masks and more accurate.
     """
     found, all_rows = [], results["rows"]
     if all_rows["lossless"]["scores"] != results["experts"]["test"]:

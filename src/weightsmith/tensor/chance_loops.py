@@ -39,7 +39,7 @@ def thin_rows(vectors, bits, length, chances, keys, start, inverse):
     first, second = np.empty(length, np.uint64), np.empty(length, np.uint64)
     chance, counts = np.empty((2, length), np.float32), np.empty((2, 1 << DIGIT), np.uint32)
     bounds, drawn = np.empty((2, 1 << DIGIT), np.float32), np.empty(length)
-    is_open, doubtful = np.empty(length, np.bool_), np.empty(MOST_DOUBTS, np.int64)
+    is_open, doubtful = np.zeros(-(-length // 8) * 8, np.uint8), np.empty(MOST_DOUBTS, np.int64)
     zero, one = np.float32(0), np.float32(1)
     for t in range(count):
         for begin in range(0, size, length):
@@ -112,8 +112,10 @@ def _decide(bits, table, drawn, v, out, counts, bounds, chance, is_open, doubtfu
     """
     length, magnitude, zero = bits.size, np.uint32(0x7FFFFFFF), np.float32(0)
     low, width = _varying(bits)
-    shift = np.uint32(np.int64(low) + max(0, width - DIGIT))
-    radix = 1 << min(width, DIGIT)
+    looked = 4
+    while looked < min(width, DIGIT) and 4 << looked <= length:  # more than half as many counters as entries cost more
+        looked += 1
+    shift, radix = np.uint32(np.int64(low) + max(0, width - looked)), 1 << min(width, looked)
     mask, one, none = np.uint32(radix - 1), np.uint32(1), np.uint32(0)
     count, least, most = counts[0, :radix], bounds[0, :radix], bounds[1, :radix]
     count[:] = 0
@@ -133,13 +135,16 @@ def _decide(bits, table, drawn, v, out, counts, bounds, chance, is_open, doubtfu
         out[i] = v[i] if drawn[i] < np.float64(low_chance[i]) else zero
     for i in range(length):
         is_open[i] = (drawn[i] >= np.float64(low_chance[i])) & (drawn[i] < np.float64(high_chance[i]))
-    doubts = 0
-    for i in range(length):
-        if is_open[i] and (v[i] != zero or bits[i] != 0):
-            if doubts == doubtful.size:
-                return False
-            doubtful[doubts] = i
-            doubts += 1
+    doubts, eights = 0, is_open.view(np.uint64)
+    for k in range(-(-length // 8)):
+        if eights[k] == 0:
+            continue
+        for i in range(8 * k, min(8 * k + 8, length)):
+            if is_open[i] and (v[i] != zero or bits[i] != 0):
+                if doubts == doubtful.size:
+                    return False
+                doubtful[doubts] = i
+                doubts += 1
     for k in range(doubts):
         i = doubtful[k]
         key, rank = np.uint32(bits[i] & magnitude), np.uint32(0)
