@@ -15,6 +15,7 @@ from oracle_more import agreeing, stacked
 KEPT = 0.02  # by how much a share kept at random may miss its chance, in tensors of MANY entries
 MANY = 100_000
 FITTED = 1 << 18  # entries that a fit looks at
+FEW = 100  # entries that differ from the base, below which a factor cannot be fitted
 UNSURE = 2.0**-13  # by how much a fitted factor may be off
 
 
@@ -43,45 +44,32 @@ def thinned(
         factors = _fitted(wide(got)[:FITTED], wide(base)[:FITTED], taus[:, :FITTED], mean, election)
         if base.size >= MANY and np.abs(factors / mean - 1).max() > KEPT:
             raise ValueError(f"restores L1 norms by {factors}, expected about {mean}")
-    values, chosen = _nearest_merge(
-        wide(got), wide(base), taus * factors[:, None], election, UNSURE if rescale else 0.0
-    )
+    values, chosen = _nearest_merge(wide(got), wide(base), taus * factors[:, None], election)
     if not election and base.size >= MANY:
         _check_shares(chosen, taus, chances, 4 * unit(np.abs(wide(base))))
     expected = expectation(values, [base, *[tau.astype(np.float32) for tau in taus * factors[:, None]]])
-    return replace(expected, scale=expected.scale * (UNSURE / FLOAT32_SLACK)) if rescale else expected
+    if not rescale:
+        return expected
+    vague = taus[(taus != 0).sum(1) < FEW]  # too few entries to tell a factor by
+    return replace(expected, scale=expected.scale * (UNSURE / FLOAT32_SLACK), open=expected.open | (vague != 0).any(0))
 
 
-def _merged(taus: Doubles, kept: Sequence[int], election: bool, against: bool = False) -> tuple[Doubles, Doubles]:
-    """Return the merge of some task vectors, and the share with which each takes part in it, entry by entry.
-
-    `against` merges those that do not agree with the elected sign.
-    """
+def _merged(taus: Doubles, kept: Sequence[int], election: bool) -> tuple[Doubles, Doubles]:
+    """Return the merge of some task vectors, and the share with which each takes part in it, entry by entry."""
     parts = taus * np.array(kept, np.float64)[:, None]
     if not election:
         return parts.sum(0), np.broadcast_to(np.array(kept, np.float64)[:, None], taus.shape)
     _, weights, _ = agreeing(parts, np.ones(len(taus)))
-    weights = np.where((parts != 0) & (weights == 0), 1.0, 0.0) if against else weights
     weights = weights / np.maximum(weights.sum(0), 1.0)
     return (weights * parts).sum(0), weights
 
 
-def _nearest_merge(
-    got: Doubles, base: Doubles, taus: Doubles, election: bool, unsure: float = 0.0
-) -> tuple[Doubles, Doubles]:
-    """Return, entry by entry, the possible value nearest to the result and which vectors were kept, (T, n).
-
-    Where a vote is as near to level as factors are `unsure`, either sign may be elected.
-    """
+def _nearest_merge(got: Doubles, base: Doubles, taus: Doubles, election: bool) -> tuple[Doubles, Doubles]:
+    """Return, entry by entry, the possible value nearest to the result and which vectors were kept, (T, n)."""
     nearest, values, chosen = np.full(got.shape, np.inf), base.copy(), np.zeros(taus.shape)
-    for kept, against in itertools.product(
-        itertools.product((0, 1), repeat=len(taus)), (False, True) if election and unsure else (False,)
-    ):
-        value = base + _merged(taus, kept, election, against)[0]
+    for kept in itertools.product((0, 1), repeat=len(taus)):
+        value = base + _merged(taus, kept, election)[0]
         gap = np.abs(got - value)
-        if against:
-            parts = taus * np.array(kept, np.float64)[:, None]
-            gap[np.abs(parts.sum(0)) > unsure * np.abs(parts).sum(0)] = np.inf
         nearer = gap < nearest
         nearest[nearer], values[nearer] = gap[nearer], value[nearer]
         chosen[:, nearer] = np.array(kept, np.float64)[:, None]
