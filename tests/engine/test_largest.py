@@ -122,12 +122,25 @@ def test_a_finer_sample_is_taken_where_the_first_windows_hold_too_much(tmp_path,
     assert np.array_equal(found.value, counted.value)
 
 
-@pytest.mark.parametrize("room", [1_000, 20_000])
-def test_without_room_the_values_are_counted(room, tmp_path, save_model, held):
+def test_where_room_runs_out_on_the_way_the_values_are_counted(tmp_path, save_model, held, monkeypatch):
     vectors = list(np.random.default_rng(1).standard_normal((2, SIZE)).astype(np.float32))
     folders = save_vectors(save_model, tmp_path, vectors, (SIZE,))
     asked = KthLargest(lambda size: [SIZE // 3], derive)
-    counted, found = (reduce_streamed(folders, asked, aside=a, threads=2)[0] for a in (0, room))
+
+    def all_of_them(scope, asked, sample, likely):
+        return tuple(np.full((3, 1), bound, np.float32) for bound in (-np.inf, np.inf))
+
+    monkeypatch.setattr(largest, "_guess", all_of_them)
+    counted, found = (reduce_streamed(folders, asked, aside=a, threads=2)[0] for a in (0, 20_000))
+    assert held == [False, False]
+    assert same(found, counted)
+
+
+def test_without_room_the_values_are_counted(tmp_path, save_model, held):
+    vectors = list(np.random.default_rng(1).standard_normal((2, SIZE)).astype(np.float32))
+    folders = save_vectors(save_model, tmp_path, vectors, (SIZE,))
+    asked = KthLargest(lambda size: [SIZE // 3], derive)
+    counted, found = (reduce_streamed(folders, asked, aside=a, threads=2)[0] for a in (0, 1_000))
     assert held == [False, False]
     assert same(found, counted)
 
