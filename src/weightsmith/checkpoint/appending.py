@@ -107,18 +107,17 @@ class Appended:
         while done < count:
             rest = room[done : -(-count // BLOCK) * BLOCK if self.is_direct else count]
             try:
-                done += os.pwrite(self._handle, rest.data, self._end + done)
+                written = os.pwrite(self._handle, rest.data, self._end + done)
             except OSError as error:
                 if error.errno != errno.EINVAL or not self.is_direct:
                     raise
-                self._go_through_cache()
-            if self.is_direct and done % BLOCK:
-                self._go_through_cache()
+                written = 0
+            done += written
+            if self.is_direct and (
+                done % BLOCK or not written
+            ):  # refused after all: through the page cache from here on
+                fcntl.fcntl(self._handle, fcntl.F_SETFL, 0)
+                self.is_direct = False
         if done > count:
             os.ftruncate(self._handle, self._end + count)
         self._end += count
-
-    def _go_through_cache(self) -> None:
-        """Give up on direct writes: the file system refuses them after all."""
-        fcntl.fcntl(self._handle, fcntl.F_SETFL, 0)
-        self.is_direct = False

@@ -129,10 +129,10 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self._stop_flusher()
+        self._writer.shutdown()  # before the file is closed: an interrupt may have come while a write was handed over
+        self._digester.shutdown()
         if self._file is not None:
             self._file.close()
-        self._writer.shutdown()
-        self._digester.shutdown()
         if self.partial.exists():
             shutil.rmtree(self.partial, ignore_errors=True)
 
@@ -175,7 +175,7 @@ class Output:
     def publish(self) -> None:
         """Sync everything, then rename the folder to its place; an older one is moved aside first and then removed."""
         self._stop_flusher()
-        self.records()
+        self._finish(len(self.shards))
         try:
             for path in sorted(self.partial.rglob("*")):
                 sync(path)

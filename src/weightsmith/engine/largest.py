@@ -52,7 +52,10 @@ def find_largest(scope: Scope, asked: KthLargest) -> list[Kth] | None:
             return None
         likely = [list(asked.ranks(size)) for size in _sizes(scope, asked, sample)]
         windows = _guess(scope, asked, sample, likely) if any(likely[0]) else None
-        if windows is not None:
+        room = (
+            scope.job.limits.aside_bytes * scope.threads
+        )  # not in use yet; a finer sample is held, stacked and sorted there
+        if windows is not None or not any(likely[0]) or 3 * FINER * sample.nbytes > room:
             break
     found = None if windows is None else _part(scope, asked, *windows)
     if windows is None or found is None:

@@ -265,11 +265,8 @@ class Worker:
         self.files.pread_into(entry.file, entry.offset, raw.data)
         out = np.empty(entry.size, np.float32)
         if not decode(raw, entry.dtype, out):
-            raise NonFiniteError(
-                f"{entry.file}: tensor '{shown(entry.name)}'",
-                expected="finite numbers",
-                got="NaN or infinity",
-            )
+            where = f"{entry.file}: tensor '{shown(entry.name)}'"
+            raise NonFiniteError(where, expected="finite numbers", got="NaN or infinity")
         return out.reshape(entry.shape)
 
 

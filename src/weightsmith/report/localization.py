@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from weightsmith.report.charts import Bar, bars, columns, lines, stacks
 from weightsmith.report.depth import Depth, mean
+from weightsmith.report.files import input_files
 from weightsmith.report.heat import Values, fit, flatten, heat_map, matrix
-from weightsmith.report.merging import input_files
 from weightsmith.report.page import Page, Section, Tile, folded, titled, words
 from weightsmith.report.spectra import filters_section, spectra_section
 from weightsmith.report.svg import Text

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from weightsmith.compare import Comparison
 from weightsmith.report.comparison import distance_sections, tensors_section
+from weightsmith.report.files import input_files
 from weightsmith.report.page import Page, Section, Tile, folded, words
 from weightsmith.report.table import Column, table
 from weightsmith.report.text import cosine, count, percent, place, short, size
@@ -57,23 +58,6 @@ def _recipe(record: Mapping[str, Any]) -> Section:
         "The merge can be run again from this.",
         (Markup("<pre><code>{}</code></pre>").format(text), folded("Parameters in force", words(given))),
     )
-
-
-def input_files(inputs: Sequence[Mapping[str, Any]]) -> Markup:
-    """Return the table of what was read."""
-    heads = (
-        Column("input"),
-        Column("file"),
-        Column("bytes", count),
-        Column("SHA-256 of the header"),
-        Column("SHA-256"),
-    )
-    rows = [
-        [source["reference"], f["file"], f["bytes"], f["header_sha256"], f.get("sha256")]
-        for source in inputs
-        for f in source["files"]
-    ]
-    return table(heads, rows)
 
 
 def _files(record: Mapping[str, Any]) -> Section:

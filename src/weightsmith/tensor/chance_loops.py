@@ -30,7 +30,7 @@ def keep_random(vectors, probabilities, keys, start):
 
 @loop
 def thin_rows(vectors, bits, length, chances, keys, start, inverse):
-    """Keep the entries of rows by chances (T, length) that go by rank; see `chance.thin_rows`.
+    """Keep the entries of rows by chances (T, length) that go by rank; see `ranks.thin_rows`.
 
     `bits` are those of the float32 numbers that are ranked, (T, n). Where the chance itself is not asked for, few ranks are.
     """
