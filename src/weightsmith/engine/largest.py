@@ -28,6 +28,7 @@ from weightsmith.tensor.select import Kth
 COUNTED, KEPT, LOCATED = range(3)  # what becomes of the values in a window
 NO_INDEX = np.empty(0, np.uint32)
 FINER = 4  # into so many the runs are cut where the windows of a first sample hold too much
+LITTLE_BYTES = 4_000_000  # that a sample may always take
 PICKED = 2048  # values, of those kept aside, that tell about where among them the one looked for lies
 
 
@@ -52,10 +53,9 @@ def find_largest(scope: Scope, asked: KthLargest) -> list[Kth] | None:
             return None
         likely = [list(asked.ranks(size)) for size in _sizes(scope, asked, sample)]
         windows = _guess(scope, asked, sample, likely) if any(likely[0]) else None
-        room = (
-            scope.job.limits.aside_bytes * scope.threads
-        )  # not in use yet; a finer sample is held, stacked and sorted there
-        if windows is not None or not any(likely[0]) or 3 * FINER * sample.nbytes > room:
+        room = max(LITTLE_BYTES, scope.job.limits.aside_bytes * scope.threads)  # not in use yet
+        is_too_large = 3 * FINER * sample.nbytes > room  # a finer sample is held, stacked and sorted
+        if windows is not None or not any(likely[0]) or is_too_large:
             break
     found = None if windows is None else _part(scope, asked, *windows)
     if windows is None or found is None:
