@@ -7,18 +7,20 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.demo.evaluate import TRIALS, Bench, Trial, accuracies, accuracy, measure_all, reference_rows
+from weightsmith.demo.evaluate import TRIALS, Bench, Trial, accuracies, accuracy, measure, reference_rows
 from weightsmith.demo.model import save
 from weightsmith.demo.page import LOCALIZED, bundle_table, layer_counts, page, table
 from weightsmith.demo.storing import measure_bundles
 from weightsmith.demo.tasks import PLAIN, SPLITS, TASKS, Task, examples, imported
 from weightsmith.demo.train import Settings, finetune_all, pretrain, reproducible
+from weightsmith.demo.workers import side_by_side
 from weightsmith.errors import ArgumentError, shown
 
 if TYPE_CHECKING:
@@ -91,8 +93,10 @@ def _fill(
     began = time.perf_counter()
     with reproducible():
         bench, trained = _train(out, seed, say, settings, tuple(tasks))
-        rows = [*reference_rows(bench), *measure_all(bench, trials, say)]
-        bundles = measure_bundles(bench, say)
+        say(f"merge by {len(trials)} methods, pack and unpack; what is done first is told first")
+        jobs = [partial(measure_bundles, bench), *(partial(measure, bench, trial) for trial in trials)]
+        bundles, *merged = side_by_side(jobs, lambda rows: _tell(rows, say))
+        rows = [*reference_rows(bench), *(row for found in merged for row in found)]
         say("find the weights that no task, one task and several tasks need, and score them")
         _localize(bench)
     results = {
@@ -143,6 +147,18 @@ def _train(
         "experts": {"seconds": experts_seconds},
     }
     return Bench(out, data, heads, settings.shape, found, seed), trained
+
+
+def _tell(rows: Sequence[Mapping[str, Any]], say: Callable[[str], None]) -> None:
+    """Say one line of each row of either table."""
+    for row in rows:
+        name = f"bundle {row['encoding']}" if "encoding" in row else row["method"]
+        share = f"{name}: {100 * row['normalized_accuracy']:.1f} % of the experts' accuracy"
+        if "encoding" in row:
+            share += f" at {row['bits_per_weight']:.2f} bits per weight"
+        elif row["knob"]:
+            share += f", {row['knob']} chosen on validation"
+        say(share)
 
 
 def _localize(bench: Bench) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.plan.headers import find_method
 
 WEIGHT_FILE = "model.safetensors"
-TRIAL = "trial"  # the folder under merged/ that searches use
+TRIAL = "merged/.trial-{}"  # where the search for a method's knob puts its results
 FOLDERS = ("checkpoints/", "merged/", "bundles/", "unpacked/")  # what paths in commands begin with
 
 
@@ -142,24 +142,9 @@ def run_command(arguments: Sequence[str]) -> str:
     printed, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
         code = main(list(arguments))
-    if code == 130:
-        raise KeyboardInterrupt
-    if code == 143:
-        raise SystemExit(code)
     if code != 0:
         raise WeightsmithError(f"demo: weightsmith {' '.join(arguments[:2])} failed", got=said.getvalue().strip())
     return printed.getvalue()
-
-
-def measure_all(bench: Bench, trials: Sequence[Trial], say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Run every trial; return one row of the table for each."""
-    rows = []
-    for trial in trials:
-        rows.append(_measure(bench, trial))
-        value = "" if not trial.knob else f", {trial.knob[2:]} chosen on validation"
-        say(f"{trial.method}: {100 * rows[-1]['normalized_accuracy']:.1f} % of the experts' accuracy{value}")
-    shutil.rmtree(bench.out / "merged" / TRIAL, ignore_errors=True)
-    return rows
 
 
 def reference_rows(bench: Bench) -> list[dict[str, Any]]:
@@ -173,8 +158,8 @@ def reference_rows(bench: Bench) -> list[dict[str, Any]]:
     ]
 
 
-def _measure(bench: Bench, trial: Trial) -> dict[str, Any]:
-    """Search the knob, run the best value again under the clock, and measure on test digits."""
+def measure(bench: Bench, trial: Trial) -> list[dict[str, Any]]:
+    """Search the knob, run the best value again under the clock, measure on test digits; return the table's row."""
     names = [e.task.name for e in bench.tasks]
     groups = {"one": [names], "pair": [names[:2]]}.get(trial.kind, [[name] for name in names])
     found: dict[str, float] = {}
@@ -192,12 +177,13 @@ def _measure(bench: Bench, trial: Trial) -> dict[str, Any]:
         size += (bench.out / folder / WEIGHT_FILE).stat().st_size
         values += [] if value is None else [value]
         commands.append("weightsmith " + " ".join(arguments))
+    shutil.rmtree(bench.out / TRIAL.format(trial.method))
     row = _row(bench, trial.method, SERVES[trial.kind], found, size)
     row |= {"seconds": seconds, "knob": trial.knob[2:], "values": values, "tried": list(trial.grid)}
     row |= {"commands": commands}
     if trial.kind == "rebuilt":
         row |= {"bytes": shared_bytes(size // len(groups), len(groups)), "bytes_are": "formula"}
-    return row
+    return [row]
 
 
 def shared_bytes(model_bytes: int, tasks: int) -> int:
@@ -216,7 +202,7 @@ def _search(bench: Bench, trial: Trial, group: Sequence[str]) -> float | None:
     """
     best, best_value = -1.0, None
     for value in trial.grid or (None,):
-        folder = f"merged/{TRIAL}"
+        folder = TRIAL.format(trial.method)
         run_command([*absolute(bench.out, _arguments(bench, trial, group, value, folder)), "--force"])
         if value is not None:
             score = normalized(accuracies(bench, folder, group, "validation"), bench.experts["validation"])

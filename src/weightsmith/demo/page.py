@@ -67,7 +67,7 @@ def table(results: Mapping[str, Any]) -> Table:
         )
     found.caption = (
         "normalized: mean over tasks of accuracy / the expert's accuracy\n"
-        "seconds: merging alone\n"
+        "seconds: merging alone, two methods at a time\n"
         "* by formula: base + one vector + one bit per weight and task"
     )
     return found

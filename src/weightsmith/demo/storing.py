@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightsmith.demo.evaluate import Bench, absolute, accuracies, normalized, run_command
@@ -18,18 +18,12 @@ CHOSEN = "chosen"
 SHARE = 0.75  # of the plain bundle's bytes beside the base: the budget
 
 
-def measure_bundles(bench: Bench, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def measure_bundles(bench: Bench) -> list[dict[str, Any]]:
     """Pack the experts by each encoding and by a budget; return one row of the table for each bundle."""
-    rows: list[dict[str, Any]] = []
-    try:
-        for name in ENCODED:
-            rows.append(_measure(bench, name, [name]))
-            _tell(rows[-1], say)
-        plain = next(row for row in rows if row["encoding"] == PLAIN)
-        rows.append(_measure(bench, CHOSEN, ["--budget", str(round(SHARE * plain["stored_bytes"]))]))
-        _tell(rows[-1], say)
-    finally:
-        shutil.rmtree(bench.out / UNPACKED, ignore_errors=True)
+    rows = [_measure(bench, name, [name]) for name in ENCODED]
+    plain = rows[ENCODED.index(PLAIN)]
+    rows.append(_measure(bench, CHOSEN, ["--budget", str(round(SHARE * plain["stored_bytes"]))]))
+    shutil.rmtree(bench.out / UNPACKED)
     return rows
 
 
@@ -73,10 +67,3 @@ def _timed(bench: Bench, arguments: Sequence[str]) -> tuple[str, float]:
     began = time.perf_counter()
     printed = run_command(absolute(bench.out, arguments))
     return printed, time.perf_counter() - began
-
-
-def _tell(row: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    say(
-        f"bundle {row['encoding']}: {100 * row['normalized_accuracy']:.1f} % of the experts' accuracy"
-        f" at {row['bits_per_weight']:.2f} bits per weight"
-    )

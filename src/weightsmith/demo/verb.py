@@ -25,7 +25,7 @@ def command(out: str | None, seed: int, force: bool, as_json: bool, quiet: bool)
     and pack them into bundles through this command line, and measure every result on held-out digits.
 
     Writes checkpoints, merged models, bundles, report.html, localize.html and results.json to OUT (./weightsmith-demo).
-    Takes one to two minutes on two processors.
+    Takes about a minute and a half on two processors the first time, a minute later on.
     """
     results = demo(out, seed=seed, force=force, progress=None if quiet else lambda text: click.echo(text, err=True))
     if as_json:
