@@ -238,7 +238,7 @@ def profile(session: Session, work: Work, size: str) -> dict[str, float]:
     spent = json.loads(target.read_text(encoding="utf-8"))
     share = decomposing(spent, spent["total_cpu"], "cpu")
     print(f"  of the CPU seconds of the whole command, {share:.2f} in decompositions and products", flush=True)
-    return {**spent, "share": share}
+    return {**spent, "share": share, "size": size}
 
 
 def stated_bound(rank: int, least: int) -> float:
@@ -330,9 +330,11 @@ def measure_all(session: Session) -> dict[str, Any]:
         entry = entries[work.name] = in_memory(session, work)
         entry["target"] = work.target
         entry["command"] = command(session, work, layer)
-        entry["profile"] = profile(session, work, layer)
+        largest = f"{options.growth[-1]}-layer" if work.sizes and options.growth else layer
+        entry["profile"] = profile(session, work, largest)
         if work.models == 3 and not work.adapters and not work.enlarged:  # the iterative ones take long
-            entry["complete"] = command(session, work, "15m")
+            sizes = ["15m", options.size] if work.sizes else ["15m"]
+            entry["complete"] = [command(session, work, size) for size in sizes]
         if work.growth:
             entry["growth"] = growth(session, work)
         keep()
@@ -344,7 +346,8 @@ def measure_all(session: Session) -> dict[str, Any]:
 def main() -> None:
     """Make the data, measure, print and write down."""
     options = parse()
-    make_data(options.data / "15m", "15m", 3)
+    for size in {"15m", options.size}:
+        make_data(options.data / size, size, 3)
     make_data(options.data / "15m-layer", "15m-layer", 8)
     make_data(options.data / f"{options.size}-layer", f"{options.size}-layer", MOST_MODELS)
     for size in options.growth:

@@ -55,11 +55,15 @@ def whole(entries: dict[str, Any], table: Table) -> str:
     head += ["planned, MB", "threads", "decompositions, share of CPU"]
     rows = []
     for name, entry in entries.items():
-        for cost in [entry.get("complete"), entry["command"]]:
-            if cost:
-                share = entry["profile"]["share"] if cost is entry["command"] else None
-                rows.append([name, *command_cells(cost), number(share, ".2f")])
+        for cost in [*entry.get("complete", []), entry["command"]]:
+            rows.append([name, *command_cells(cost), share(entry, cost)])
     return table(head, rows)
+
+
+def share(entry: dict[str, Any], cost: dict[str, Any]) -> str:
+    """Return the share of decompositions where it was measured for this checkpoint."""
+    profile = entry["profile"]
+    return f"{profile['share']:.2f}" if profile["size"] == cost["size"] else ""
 
 
 def command_cells(cost: dict[str, Any]) -> Row:
@@ -83,8 +87,12 @@ def command_cells(cost: dict[str, Any]) -> Row:
 def growths(entries: dict[str, Any], table: Table) -> str:
     """Return cost against the number of models and the size of the matrices."""
     head = ["method", "checkpoint", "models", "wall, s", "CPU, s", "cores busy", "s per GB read", "anonymous, MB"]
-    head += ["planned, MB", "threads"]
-    rows = [[name, *command_cells(c)] for name, e in entries.items() for c in e.get("growth", [])]
+    head += ["planned, MB", "threads", "decompositions, share of CPU"]
+    rows = []
+    for name, entry in entries.items():
+        for cost in entry.get("growth", []):
+            told = "" if cost["size"] == entry["command"]["size"] else share(entry, cost)
+            rows.append([name, *command_cells(cost), told])
     return table(head, rows) if rows else ""
 
 

@@ -76,6 +76,31 @@ def test_what_is_kept_aside_shrinks_with_the_budget():
     assert choose_limits(replace(demand, ranked=0), 10**12, 2).aside_bytes == 0
 
 
+@pytest.mark.parametrize("megabytes", [100, 400, 1000, 5000])
+def test_matrices_that_take_turns_leave_all_threads_and_share_one_room(megabytes):
+    matrix = 10**9
+    demand = Demand(4, 300, 4, matrix_bytes=matrix, takes_turns=True)
+    limits = choose_limits(demand, megabytes * 10**6, 4)
+    assert limits.threads == (4 if megabytes > 100 else 1)  # 100 MB do not even hold the interpreter
+    assert limits.room_bytes == max(
+        matrix, min(4 * matrix, megabytes * 10**6 - (limits.peak_bytes - limits.room_bytes))
+    )
+    if megabytes > 2000:
+        assert limits.peak_bytes <= megabytes * 10**6
+    else:
+        assert limits.room_bytes == matrix
+    each = choose_limits(replace(demand, takes_turns=False), megabytes * 10**6, 4)
+    assert each.threads <= limits.threads
+    assert each.room_bytes == 0
+
+
+def test_matrices_that_take_turns_are_refused_where_the_machine_has_less():
+    demand = Demand(4, 300, 4, matrix_bytes=10**9, takes_turns=True)
+    with pytest.raises(ResourceError, match="the container's limit is too small"):
+        choose_limits(demand, 900 * 10**6, 4, "the container's limit")
+    assert choose_limits(demand, 1300 * 10**6, 4, "the container's limit").peak_bytes <= 1300 * 10**6
+
+
 def test_many_inputs_get_tiles_that_stay_in_cache():
     few, many = (choose_limits(Demand(n, 10, 4), 10**12, 1).tile for n in (2, 100))
     assert many < few

@@ -32,6 +32,7 @@ class Limits:
         regions: Parts of a scope whose counts are kept apart in a search for a k-th magnitude.
         peak_bytes: Anonymous memory expected at the most.
         aside_bytes: For each thread, room for entries kept aside in place of such counts, see `windows.py`.
+        room_bytes: What the matrices in flight may hold together, where they wait for each other.
     """
 
     tile: int
@@ -41,6 +42,7 @@ class Limits:
     regions: int
     peak_bytes: int
     aside_bytes: int = 0
+    room_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Demand:
         row: Longest row that must be held whole, in elements; 0 for none.
         factor_bytes: Low-rank factors of the largest adapted tensor, of all inputs together, as float32.
         matrix_bytes: What one thread holds for the largest tensor that is taken as a whole matrix; 0 for none.
+        takes_turns: Whether matrices wait until there is room for them, so that small ones get all threads and only large
+            ones have few; otherwise every thread has room for the largest.
         token_bytes: The tables of tokens, where vocabularies are brought together.
         on_device: Whether tiles are computed on a CUDA device.
     """
@@ -68,6 +72,7 @@ class Demand:
     row: int = 0
     factor_bytes: int = 0
     matrix_bytes: int = 0
+    takes_turns: bool = False
     token_bytes: int = 0
     on_device: bool = False
 
@@ -80,7 +85,8 @@ def usable_threads() -> int:
 def choose_limits(demand: Demand, memory_bytes: int, threads: int, limit: str = "--memory") -> Limits:
     """Choose tiles that fit in cache and buffers that fit in memory_bytes, which `limit` names in messages.
 
-    A method that takes whole matrices gets what the largest needs, on one thread, even where that is more.
+    A method that takes whole matrices gets what the largest needs even where that is more: on one thread, or beside idle
+    threads where they take turns.
 
     Raises:
         ResourceError: Even the smallest cut needs more; the message says how much.
@@ -93,10 +99,13 @@ def choose_limits(demand: Demand, memory_bytes: int, threads: int, limit: str = 
         tile //= 2
     tile = max(tile, row)
     chunk, regions = 4 * MEGABYTE, 16
+    each, largest = (0, demand.matrix_bytes) if demand.takes_turns else (demand.matrix_bytes, 0)
+    never_fits = largest and limit == "--memory" and largest + _peak(demand, BLOCK, MEGABYTE, 1, 1) > memory_bytes
     while True:
-        window = threads + 1 if demand.matrix_bytes else 2 * threads + 2  # results that wait may be whole matrices
-        peak = _peak(demand, tile, chunk, regions, threads)
-        limits = Limits(tile, chunk, window, threads, regions, peak, _aside(demand, regions, threads))
+        window = threads + 1 if each else 2 * threads + 2  # results that wait may be whole matrices
+        rest = _peak(demand, tile, chunk, regions, threads) + threads * each
+        room = max(largest, min(memory_bytes - rest, threads * largest))
+        limits = Limits(tile, chunk, window, threads, regions, rest + room, _aside(demand, regions, threads), room)
         if limits.peak_bytes <= memory_bytes:
             return limits
         if regions > 1 and demand.ranks:
@@ -105,7 +114,7 @@ def choose_limits(demand: Demand, memory_bytes: int, threads: int, limit: str = 
             tile = max(tile // 2, row)
         elif chunk > MEGABYTE:
             chunk //= 2
-        elif threads > 1:
+        elif threads > 1 and not (never_fits and rest <= memory_bytes):
             threads -= 1
         elif demand.matrix_bytes and limit == "--memory":
             return limits  # a matrix cannot be cut: the plan tells what it takes
@@ -121,12 +130,13 @@ def choose_limits(demand: Demand, memory_bytes: int, threads: int, limit: str = 
 
 
 def _peak(demand: Demand, tile: int, chunk: int, regions: int, threads: int) -> int:
+    """Return the anonymous memory expected at the most, whole matrices apart."""
     working = tile * (max(8, 2 * demand.inputs) + (2 * demand.inputs + 6) * demand.itemsize)
     counted = demand.ranks * demand.inputs * RADIX
     digits = counted * (4 * regions + 8 * (regions + 4))
     fixed = (CUDA_BYTES if demand.on_device else 0) + HOST_BYTES + demand.entries * ENTRY_BYTES + demand.token_bytes
     search = max(digits, 3 * _aside(demand, regions, threads))  # each thread may search a tensor of its own
-    each = working + 2 * demand.factor_bytes + demand.matrix_bytes + search
+    each = working + 2 * demand.factor_bytes + search
     return fixed + threads * each + (2 * threads + 2) * chunk
 
 

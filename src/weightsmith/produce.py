@@ -15,7 +15,7 @@ from weightsmith.checkpoint.read import Files
 from weightsmith.checkpoint.write import Output, Shard
 from weightsmith.engine.reductions import is_reduced_first, reduce, reduce_each
 from weightsmith.engine.stream import Piece, Stream, Work, Worker
-from weightsmith.engine.whole import input_bytes
+from weightsmith.engine.whole import input_bytes, matrix_bytes
 from weightsmith.plan import Plan
 from weightsmith.tensor.coding import stored_bytes
 
@@ -45,7 +45,7 @@ def produce(
 ) -> None:
     """Compute every output byte; threads fill chunks, this one writes and digests them in file order."""
     works = {w.name: w for w in plan.works}
-    limits = plan.job.limits
+    limits, wide = plan.job.limits, plan.job.compute_dtype == "float64"
     held = max(limits.chunk_bytes, 8 * stream.tile)
     buffers = [np.empty(held, np.uint8) for _ in range(limits.window + 1)]
 
@@ -71,7 +71,13 @@ def produce(
                 place = stop
         return chunk, buffer
 
-    with closing(stream.in_order(_chunks(shards, works, limits.chunk_bytes, stream), compute)) as computed:
+    def claim(chunk: _Chunk) -> tuple[int, int]:
+        merged = [p.work for p in chunk.pieces if p.work.parameters is not None]
+        most = max((matrix_bytes(plan.method, work, wide) for work in merged), default=0)
+        return most, chunk.nbytes if chunk.nbytes > held else 0
+
+    chunks = _chunks(shards, works, limits.chunk_bytes, stream)
+    with closing(stream.in_order(chunks, compute, claim)) as computed:
         for chunk, buffer in computed:
             output.append(chunk.shard, buffer[: chunk.nbytes].data)
             if len(buffer) == held:

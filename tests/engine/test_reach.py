@@ -6,6 +6,7 @@ import torch
 
 import weightsmith
 import weightsmith.plan.headers as planning
+from weightsmith.engine.whole import matrix_bytes
 from weightsmith.matrices import Given, Matrices, Need
 from weightsmith.method import Method, Tile, method
 from weightsmith.plan import Options
@@ -89,9 +90,11 @@ def test_a_matrix_larger_than_the_budget_is_planned_openly(models, monkeypatch):
     wide = Method(turned.function, None, "tensor", 1, None, "matrix", add_mean, 2000)
     monkeypatch.setattr(planning, "METHODS", (wide,))
     recipe = make_recipe("turned", base=models[0][0], models=[m for m, _ in models[1:]])
-    plan = weightsmith.make_plan(recipe, Options(memory_bytes=220_000_000))
-    assert plan.job.limits.threads == 1
-    assert plan.job.limits.peak_bytes > 300 * 70 * 2000 * 8 > 220_000_000
+    plan = weightsmith.make_plan(recipe, Options(memory_bytes=220_000_000, threads=3))
+    largest = max(matrix_bytes(wide, w, wide=False) for w in plan.merged)
+    assert plan.job.limits.room_bytes == largest > 300 * 70 * 2000 * 8 > 220_000_000
+    assert plan.job.limits.threads == 3  # for all that is smaller
+    assert largest < plan.job.limits.peak_bytes < largest + 220_000_000
 
 
 def test_in_memory_call_sees_the_same():

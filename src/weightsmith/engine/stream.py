@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from weightsmith.budget import Limits
 from weightsmith.checkpoint.entry import Entry, LowRank
 from weightsmith.checkpoint.read import Files
 from weightsmith.device import Device
+from weightsmith.engine.turns import in_order
 from weightsmith.errors import ArgumentError, CheckpointError, NonFiniteError, shown
 from weightsmith.matrices import Matrices, as_matrix
 from weightsmith.method import Method, Tile
@@ -308,26 +309,23 @@ class Stream:
         own: Worker = self._local.worker
         return own
 
-    def in_order(self, items: Iterable[T], function: Callable[[Worker, T], U]) -> Generator[U, None, None]:
-        """Yield function(worker, item) for each item, in order, computed by all threads, a window ahead."""
-        waiting: deque[Future[U]] = deque()
+    def in_order(
+        self,
+        items: Iterable[T],
+        function: Callable[[Worker, T], U],
+        claim: Callable[[T], tuple[int, int]] | None = None,
+    ) -> Generator[U, None, None]:
+        """Yield function(worker, item) for each item, in order, computed by all threads, a window ahead.
+
+        claim: What an item holds in bytes, where they take turns; see `turns.py`.
+        """
 
         def call(item: T) -> U:
             if self._stop.is_set():
                 raise CheckpointError("stopped")
             return function(self._own_worker(), item)
 
-        try:
-            for item in items:
-                waiting.append(self._pool.submit(call, item))
-                if len(waiting) >= self.job.limits.window:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-            wait(waiting)  # none may still write when the caller closes what it writes to
+        return in_order(self._pool, items, call, self.job.limits, claim)
 
     def step(self, work: Work) -> int:
         """Return how many elements of a work are computed at a time: a tile, whole rows, or a whole matrix."""

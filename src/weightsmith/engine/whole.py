@@ -74,6 +74,18 @@ def input_bytes(method: Method, work: Work) -> int:
     return total
 
 
+def matrix_bytes(method: Method, work: Work, wide: bool) -> int:
+    """Return what a thread holds for a tensor taken as a matrix: base, one input, the result, its bytes, and the method's.
+
+    wide: Whether it computes in float64. 0 for a tensor that is not taken as a matrix.
+    """
+    if not method.takes_matrix(work.shape):
+        return 0
+    need = method.need(given(method, work))
+    arrays = 3 if any(need.loads) else 2
+    return work.size * (arrays * (8 if wide else 4) + 8) + round(8 * need.held * work.size)
+
+
 def _rank(base: Entry | None, entry: Entry) -> int | None:
     """Return the rank of the factors of a task vector, as `Worker` gives them; None where there are none."""
     if base is None or replace(entry, low_rank=None) != base:

@@ -13,7 +13,7 @@ from weightsmith.checkpoint.names import layer_count
 from weightsmith.device import find_device
 from weightsmith.engine.reductions import is_reduced_first, passes_of, ranks_of
 from weightsmith.engine.stream import Job, Work
-from weightsmith.engine.whole import given, input_bytes
+from weightsmith.engine.whole import input_bytes, matrix_bytes
 from weightsmith.method import KthLargest, Method, Reduction, Statistics, Tile, reduce_in_memory
 from weightsmith.tensor.coding import stored_bytes
 
@@ -67,7 +67,8 @@ def make_job(
         ranked=_ranked_size(method, merged, asked),
         row=max((w.shape[-1] if w.shape else 1 for w in by_row), default=0),
         factor_bytes=max((sum(4 * (p.down.size + p.up.size) for p in pairs) for pairs in adapters), default=0),
-        matrix_bytes=max((_matrix_bytes(method, w, wide) for w in merged), default=0),
+        matrix_bytes=max((matrix_bytes(method, w, wide) for w in merged), default=0),
+        takes_turns=True,
         token_bytes=TOKEN_BYTES * len(inputs) * max((e.shape[0] for w in works for e in w.inputs if e.rows), default=0),
         on_device=device_name != "cpu",
     )
@@ -97,12 +98,3 @@ def reads(job: Job, merged: Sequence[Work], asked: Sequence[Reduction]) -> tuple
         passes = max(passes, 1 + first)
         total += input_bytes(method, work) + first * sum(work.size * stored_bytes(e.dtype) for e in work.inputs)
     return passes, total
-
-
-def _matrix_bytes(method: Method, work: Work, wide: bool) -> int:
-    """Return what one thread holds for a tensor taken as a matrix: base, one input, the result, its bytes, and the method's."""
-    if not method.takes_matrix(work.shape):
-        return 0
-    need = method.need(given(method, work))
-    arrays = 3 if any(need.loads) else 2
-    return work.size * (arrays * (8 if wide else 4) + 8) + round(8 * need.held * work.size)

@@ -197,7 +197,10 @@ def sum_factors(task_vectors: Any) -> Factors | None:
 
 def total(task_vectors: Any) -> Array:
     """Return the sum of the task vectors, (rows, columns), float64, loading one at a time."""
-    added = wide(task_vectors[0]) + 0.0
+    first = task_vectors[0]
+    added = wide(first)
+    if added is first:
+        added = first + 0.0
     for index in range(1, len(task_vectors)):
         added += task_vectors[index]
     return added
