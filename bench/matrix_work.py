@@ -19,6 +19,7 @@ Options = dict[str, Any]
 RANK = 16  # of the adapters
 KINDS = ("q_proj", "k_proj", "up_proj", "down_proj")  # one tensor of each shape that a layer has
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LAYERS = 2 * ADAPTED  # the matrices of two layers: with few, of unlike sizes, a thread waits for the other's last
 
 for _size in ("15m", "0.3b", "1.1b"):  # one layer and a small vocabulary: the matrices of a model without its bulk
     _layer = {**make_checkpoints.SIZES[_size], "layers": 1, "vocabulary": 1000}
@@ -110,10 +111,10 @@ def enlarge(task_vectors: Floats, times: float) -> Floats:
 
 
 WORKS = (
-    Work("tsv_m", "tsv_m", peer="tsv_m", target=2, growth=True, sizes=True),
+    Work("tsv_m", "tsv_m", peer="tsv_m", target=2, growth=True, sizes=True, kinds=LAYERS),
     Work("tsv_m, 8 models", "tsv_m", models=8, peer="tsv_m", target=2),
     Work("tsv_m, randomized, 8 models", "tsv_m", (("algorithm", "randomized"),), models=8, decomposes=False),
-    Work("iso_c", "iso_c", peer="iso_c", target=2, growth=True, sizes=True),
+    Work("iso_c", "iso_c", peer="iso_c", target=2, growth=True, sizes=True, kinds=LAYERS),
     Work("iso_cts", "iso_cts", peer="iso_cts", peer_options=(("common", 0.8),), target=2, growth=True),
     Work(
         "knots, adapters",

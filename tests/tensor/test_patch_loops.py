@@ -1,5 +1,7 @@
 """Adding frames to stored bfloat16 numbers in place: against decoding, adding and encoding them, one after the other."""
 
+from itertools import takewhile
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,9 @@ from weightsmith.tensor.frames import (
     add_ternary,
     encode_frame,
     patch,
+    patch_frames,
 )
+from weightsmith.tensor.support import RICE
 
 RNG = np.random.default_rng(11)
 
@@ -93,3 +97,46 @@ def test_damaged_frames_change_nothing(form):
 def test_other_forms_are_refused():
     with pytest.raises(ArgumentError, match="'rounded' is unknown"):
         patch(stored(3), "rounded", b"\x00", {}, 1.0)
+
+
+def run_of_frames(size, density):
+    """Return a run of ternary frames, the last one short: their data, side by side, and where they begin and end."""
+    values = values_of("ternary", size, density)["signs"]
+    frames = [encode_frame("ternary", {"signs": values[at : at + FRAME]}, {}) for at in range(0, size, FRAME)]
+    return frames, np.frombuffer(b"".join(frames), np.uint8), np.cumsum([0, *map(len, frames)])
+
+
+@pytest.mark.parametrize("density", [0.0005, 0.01, 0.05, 0.1, 0.2, 0.3])
+@pytest.mark.parametrize("scale", [0.0, 0.7, -3.5e-6])
+def test_a_run_of_frames_has_the_bits_of_one_after_the_other(density, scale):
+    size = 3 * FRAME + 4001
+    frames, data, ends = run_of_frames(size, density)
+    words = stored(size)
+    wanted = words.copy()
+    for number, frame in enumerate(frames):
+        patch(wanted[number * FRAME : (number + 1) * FRAME], "ternary", frame, {}, scale)
+    done = patch_frames(words, "ternary", data, ends, scale)
+    assert done == sum(1 for _ in takewhile(lambda frame: frame[0] == RICE, frames)) >= 3
+    wanted[done * FRAME :] = words[done * FRAME :]
+    np.testing.assert_array_equal(words, wanted)
+
+
+def test_a_run_ends_before_what_is_coded_otherwise_or_damaged():
+    frames, _, _ = run_of_frames(2 * FRAME, 0.1)
+    first, second = frames
+    cut = [second[:n] for n in (0, 1, 5, 6, 7, len(second) // 2, len(second) - 1)]
+    longer = [second + b"\0", second + b"\1", second[:-1] + bytes([second[-1] | 0x80]) + b"\x01"]
+    heads = [second[:1] + bytes([b]) + second[2:] for b in (0, 3 ^ second[1], 32, 255)]
+    counts = [second[:2] + n.to_bytes(4, "little") + second[6:] for n in (0, 1, FRAME, FRAME + 1, 1 << 31, (1 << 32) - 1)]
+    other = encode_frame("ternary", {"signs": np.ones(FRAME, np.int8)}, {})
+    for bad in [*cut, *longer, *heads, *counts, other, b"\0", b"\x09"]:
+        words = stored(2 * FRAME)
+        wanted = words.copy()
+        patch(wanted[:FRAME], "ternary", first, {}, 0.5)
+        data, ends = np.frombuffer(first + bad, np.uint8), np.cumsum([0, len(first), len(bad)])
+        assert patch_frames(words, "ternary", data, ends, 0.5) == 1
+        np.testing.assert_array_equal(words, wanted)
+
+
+def test_other_forms_have_no_run():
+    assert patch_frames(stored(3), "mask", np.zeros(1, np.uint8), np.array([0, 1]), 1.0) == 0

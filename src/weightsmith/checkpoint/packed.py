@@ -25,6 +25,7 @@ from weightsmith.tensor.frames import (
     add_ternary,
     decode_frame,
     patch,
+    patch_frames,
 )
 from weightsmith.tensor.int8 import from_int8
 from weightsmith.tensor.lowrank import add_low_rank
@@ -157,10 +158,18 @@ def _fill_in_place(
     """Read the base's bytes to their place, and add to the numbers there."""
     words, scale = out.view("<u2"), float(term.settings.get("scale", 1.0))
     read(base, 2 * begin, out.data)
-    for low, (data, where) in zip(count(begin, FRAME), _frames(entry, term, begin, end, read, memo), strict=False):
+    data, ends, name = _frame_bytes(entry, term, begin, end, read, memo)
+    number = 0
+    while number < len(ends) - 1:
+        number += patch_frames(words[number * FRAME :], term.form, data, ends[number:], scale)
+        if number == len(ends) - 1:
+            break
+        low = begin + number * FRAME
         high = min(low + FRAME, end)
         shared = dense_values(term, low, high, read, memo.room("shared", high - low)) if term.form == "mask" else None
-        patch(words[low - begin : high - begin], term.form, data, term.settings, scale, shared, where)
+        part, frame = words[low - begin : high - begin], data[ends[number] : ends[number + 1]]
+        patch(part, term.form, frame, term.settings, scale, shared, name(number))
+        number += 1
 
 
 def read_words(base: Entry | None, dtype: str, begin: int, end: int, words: Array, read: Read) -> None:
@@ -250,13 +259,20 @@ def _stored(part: Entry, read: Read) -> Array:
 
 def _frames(entry: Entry, term: Term, begin: int, end: int, read: Read, memo: Memo) -> list[tuple[Array, str]]:
     """Return the bytes of each frame of elements begin .. end, read at once, and what messages call it."""
+    data, ends, name = _frame_bytes(entry, term, begin, end, read, memo)
+    return [(data[low:high], name(number)) for number, (low, high) in enumerate(pairwise(ends.tolist()))]
+
+
+def _frame_bytes(
+    entry: Entry, term: Term, begin: int, end: int, read: Read, memo: Memo
+) -> tuple[Array, Array, Callable[[int], str]]:
+    """Return the frames of elements begin .. end side by side, where each begins and the last ends, and their names."""
     first, last = begin // FRAME, frame_count(end)
-    ends, place = memo.get(term, lambda: _ends(entry, term, read))
-    bounds = ends[first : last + 1].tolist()
-    data = np.empty(bounds[-1] - bounds[0], np.uint8)
-    read(term.parts["frames"], bounds[0], data.data)
-    cut = pairwise(n - bounds[0] for n in bounds)
-    return [(data[low:high], f"{place}, frame {number}") for number, (low, high) in enumerate(cut, first)]
+    all_ends, place = memo.get(term, lambda: _ends(entry, term, read))
+    ends = all_ends[first : last + 1]
+    data = np.empty(int(ends[-1] - ends[0]), np.uint8)
+    read(term.parts["frames"], int(ends[0]), data.data)
+    return data, ends - ends[0], lambda number: f"{place}, frame {first + number}"
 
 
 def _ends(entry: Entry, term: Term, read: Read) -> tuple[Array, str]:

@@ -47,6 +47,7 @@ __all__ = [
     "encode_frame",
     "has_zstandard",
     "patch",
+    "patch_frames",
 ]
 
 FRAME = 65_536  # elements of a frame
@@ -270,6 +271,21 @@ def patch(
             compiled.patch_signs(words, negative, factor)
     else:
         raise _unknown(form)
+
+
+def patch_frames(words: Array, form: str, data: Array, ends: Array, scale: float) -> int:
+    """Add as many whole frames as one loop can, and return how many, maybe none; the next one is for `patch`.
+
+    Args:
+        words: (n,), uint16, changed in place: frames of FRAME words, the last may be shorter.
+        form: As for `patch`.
+        data: The frames' bytes, (m,) uint8.
+        ends: Where in data each frame begins, and the end of the last, (frames + 1,) int64.
+        scale: As for `patch`.
+    """
+    if form != "ternary":
+        return 0
+    return int(compiled.patch_ternary_frames(words, _bytes(data), ends, FRAME, np.float32(scale)))
 
 
 def _bytes(data: Data) -> Array:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from weightsmith.tensor.frame_loops import rice_decode
 from weightsmith.tensor.loops import PART, loop
+
+RICE, HEAD, LARGEST = 3, 6, 31  # of a frame: its first byte, the bytes before its codes, the longest remainder
 
 
 @loop
@@ -63,6 +66,42 @@ def patch_signed_at(words, positions, negative, scale):
         for k in range(at.size):
             n[k] = _widened(words[at[k]])
         _store(n, steps[: at.size], at, words)
+
+
+@loop
+def patch_ternary_frames(words, data, ends, frame, scale):
+    """Add ternary frames of `frame` words each, coded by Rice: data from ends[0] to ends[-1]; return how many were added.
+
+    It ends before a frame that is coded otherwise, or damaged: that is for `frames.patch`.
+    """
+    longest = 0
+    for k in range(ends.size - 1):
+        longest = max(longest, ends[k + 1] - ends[k])
+    positions, negative = np.empty(frame, np.int32), np.empty(frame + 8, np.uint8)
+    codes = np.empty(longest // 8 + 2, np.uint64)
+    for k in range(ends.size - 1):
+        piece, part = data[ends[k] : ends[k + 1]], words[k * frame : (k + 1) * frame]
+        if piece.size < HEAD or piece[0] != RICE:
+            return k
+        count = 0
+        for i in range(4):
+            count |= np.int64(piece[2 + i]) << (8 * i)
+        signs = (count + 7) // 8
+        length = piece.size - signs - HEAD  # bytes of codes
+        if count == 0 or count > part.size or piece[1] > LARGEST or length < 0:
+            return k
+        codes[length // 8 : length // 8 + 2] = 0
+        codes.view(np.uint8)[:length] = piece[HEAD : HEAD + length]
+        tail, at = piece[HEAD + length :], positions[:count]
+        if count % 8 != 0 and tail[signs - 1] >> (count % 8) != 0:
+            return k
+        if rice_decode(codes, 8 * length, np.int64(piece[1]), part.size, at) != 0:
+            return k
+        for i in range(signs):
+            for j in range(8):
+                negative[8 * i + j] = tail[i] >> j & 1
+        patch_signed_at(part, at, negative[:count], scale)
+    return ends.size - 1
 
 
 @loop
