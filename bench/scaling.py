@@ -4,7 +4,8 @@
 
 FOLDER/1.1b and so on are what `bench/make_checkpoints.py` writes; missing ones are made, and removed again
 with --remove. More than three models are hard links to the first three, so that they cost no disk. Models
-are counted at one size (--models-size), sizes at three models. The bound runs in turn with weightsmith, on
+are counted at one size (--models-size), sizes at three models; a method that takes fewer, or whose models are chosen for it
+(`work.py`), is measured with those. The bound runs in turn with weightsmith, on
 the same inputs. A run that fails is noted and the others go on; FILE is written after each.
 """
 
@@ -14,24 +15,16 @@ import os
 import shutil
 import sys
 import tempfile
+from itertools import cycle, islice
 from pathlib import Path
 
 import make_checkpoints
 import measure
 from measure import Cost
 from merge import middle, ratios, run_bound, run_weightsmith, sizes, weights
+from work import FINETUNED, WORKS
 
-METHODS: dict[str, list[str]] = {
-    "linear": ["linear"],
-    "task_arithmetic": ["task_arithmetic", "--lambda", "0.3"],
-    "ties, scope tensor": ["ties", "--density", "0.5", "--scope", "tensor"],
-    "ties, scope model": ["ties", "--density", "0.5", "--scope", "model"],
-    "emr": ["emr", "--task", "2"],
-    "model_stock": ["model_stock"],
-    "della": ["della"],
-    "sce": ["sce", "--select-topk", "0.5"],
-    "pcb": ["pcb", "--density", "0.1"],
-}
+METHODS = {work.name: work for work in WORKS}
 
 
 def link(folder: Path, copy: Path) -> Path:
@@ -53,15 +46,20 @@ def models_of(data: Path, count: int, scratch: Path) -> list[Path]:
 
 def measure_one(method: str, data: Path, count: int, options: argparse.Namespace, scratch: Path) -> dict[str, object]:
     """Measure one method on one size with `count` models."""
-    models = models_of(data, count, scratch)
-    words = ["merge", *METHODS[method]]
-    folders = models
-    if method != "linear":
-        words += ["--base", str(data / "base")]
-        folders = [data / "base", *models]
+    work = METHODS[method]
+    models = models_of(data, count, scratch) if work.models == FINETUNED else [data / name for name in work.models]
+    words = ["merge", work.method]
+    folders = list(models)
+    if work.base:
+        words += ["--base", str(data / work.base)]
+        folders.insert(0, data / work.base)
     for model in models:
         words += ["--model", str(model)]
-    words += options.extra
+    chosen = [*work.options, *options.extra]
+    if "--coefficients" in chosen:
+        place = chosen.index("--coefficients") + 1
+        chosen[place] = ",".join(islice(cycle(chosen[place].split(",")), len(models)))
+    words += chosen
     inputs = weights(folders)
     measure.touch(inputs)
     run_weightsmith(words, scratch / "out")
@@ -76,16 +74,17 @@ def measure_one(method: str, data: Path, count: int, options: argparse.Namespace
     described = make_checkpoints.describe(data)
     entry: dict[str, object] = {
         "method": method,
-        "command": " ".join(["weightsmith", "merge", *METHODS[method], "...", *options.extra]),
+        "command": " ".join(["weightsmith", "merge", work.method, "...", *chosen]),
         "size": described["size"],
         "parameters": described["parameters"],
-        "models": count,
+        "models": len(models),
+        "read": len(folders),
         "bound": [cost.as_dict() for cost in bound],
         "weightsmith": [cost.as_dict() for cost in ours],
         "ratio": ratios(ours, bound),
     }
     print(
-        f"{method}, {described['size']}, {count} models: "
+        f"{method}, {described['size']}, {len(models)} models: "
         f"{middle(ours, 'wall'):.2f} s, {middle(ours, 'cpu'):.2f} s CPU, "
         f"{max(cost.anonymous for cost in ours) / 1e6:.0f} MB anonymous, "
         f"{ratios(ours, bound)['wall']:.2f} x the bound of {middle(bound, 'wall'):.2f} s",
@@ -105,7 +104,7 @@ def measure_size(
     scratch = Path(tempfile.mkdtemp(prefix="bench-", dir=options.data))
     try:
         for method in options.methods:
-            for count in counts:
+            for count in counts if METHODS[method].models == FINETUNED else [3]:
                 try:
                     entries.append(measure_one(method, data, count, options, scratch))
                 except (Exception, SystemExit) as failure:  # the others go on

@@ -166,7 +166,6 @@ def scaling(results: dict[str, Any]) -> str:
     rows = []
     for entry in results["scaling"]:
         ours = entry["weightsmith"]
-        read = entry["models"] + (entry["method"] != "linear")
         rows.append(
             [
                 entry["method"],
@@ -176,7 +175,7 @@ def scaling(results: dict[str, Any]) -> str:
                 f"{middle(ours, 'wall'):.2f}",
                 f"{middle(ours, 'cpu'):.2f}",
                 f"{entry['ratio']['wall']:.2f}",
-                f"{middle(ours, 'wall') / read / entry['parameters'] * 1e9:.2f}",
+                f"{middle(ours, 'wall') / entry['read'] / entry['parameters'] * 1e9:.2f}",
                 peak(ours, "anonymous"),
             ]
         )

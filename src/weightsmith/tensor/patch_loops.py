@@ -74,7 +74,7 @@ def patch_ternary_frames(words, data, ends, frame, scale):
 
     It ends before a frame that is coded otherwise, or damaged: that is for `frames.patch`.
     """
-    longest = 0
+    longest = np.int64(0)
     for k in range(ends.size - 1):
         longest = max(longest, ends[k + 1] - ends[k])
     positions, negative = np.empty(frame, np.int32), np.empty(frame + 8, np.uint8)
@@ -83,7 +83,7 @@ def patch_ternary_frames(words, data, ends, frame, scale):
         piece, part = data[ends[k] : ends[k + 1]], words[k * frame : (k + 1) * frame]
         if piece.size < HEAD or piece[0] != RICE:
             return k
-        count = 0
+        count = np.int64(0)
         for i in range(4):
             count |= np.int64(piece[2 + i]) << (8 * i)
         signs = (count + 7) // 8
