@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from weightsmith.errors import ArgumentError, CheckpointError
+from weightsmith.tensor import bits, rice
 from weightsmith.tensor.coding import decode, encode
 from weightsmith.tensor.frames import (
     FRAME,
@@ -127,7 +128,9 @@ def test_a_run_ends_before_what_is_coded_otherwise_or_damaged():
     cut = [second[:n] for n in (0, 1, 5, 6, 7, len(second) // 2, len(second) - 1)]
     longer = [second + b"\0", second + b"\1", second[:-1] + bytes([second[-1] | 0x80]) + b"\x01"]
     heads = [second[:1] + bytes([b]) + second[2:] for b in (0, 3 ^ second[1], 32, 255)]
-    counts = [second[:2] + n.to_bytes(4, "little") + second[6:] for n in (0, 1, FRAME, FRAME + 1, 1 << 31, (1 << 32) - 1)]
+    counts = [
+        second[:2] + n.to_bytes(4, "little") + second[6:] for n in (0, 1, FRAME, FRAME + 1, 1 << 31, (1 << 32) - 1)
+    ]
     other = encode_frame("ternary", {"signs": np.ones(FRAME, np.int8)}, {})
     for bad in [*cut, *longer, *heads, *counts, other, b"\0", b"\x09"]:
         words = stored(2 * FRAME)
@@ -136,6 +139,43 @@ def test_a_run_ends_before_what_is_coded_otherwise_or_damaged():
         data, ends = np.frombuffer(first + bad, np.uint8), np.cumsum([0, len(first), len(bad)])
         assert patch_frames(words, "ternary", data, ends, 0.5) == 1
         np.testing.assert_array_equal(words, wanted)
+
+
+def test_a_damaged_frame_before_a_good_one_changes_nothing():
+    frames, _, _ = run_of_frames(2 * FRAME, 0.1)
+    bad = frames[0][:2] + (FRAME + 1).to_bytes(4, "little") + frames[0][6:]
+    words = stored(2 * FRAME)
+    before = words.copy()
+    data, ends = np.frombuffer(bad + frames[1], np.uint8), np.cumsum([0, len(bad), len(frames[1])])
+    assert patch_frames(words, "ternary", data, ends, 0.5) == 0
+    np.testing.assert_array_equal(words, before)
+
+
+@pytest.mark.parametrize("dense", [0.03, 0.1, 0.3, 0.45])
+@pytest.mark.parametrize("other", [0.0002, 0.02, 0.2])
+def test_two_frames_unlike_each_other_and_uneven_in_themselves(dense, other):
+    signs = np.zeros(2 * FRAME, np.int8)
+    for start, share in ((0, dense), (FRAME, other)):  # gaps of thousands among gaps of a few: the longest codes
+        for run in range(start, start + 50_000, 20_000):
+            signs[run : run + 9_000] = RNG.choice([-1, 1], 9_000) * (RNG.random(9_000) < share)
+    frames = [encode_frame("ternary", {"signs": part}, {}) for part in (signs[:FRAME], signs[FRAME:])]
+    coded = [
+        b"\x03" + rice.encode_positions(at, FRAME) + tail
+        for at, tail in map(selected_of, (signs[:FRAME], signs[FRAME:]))
+    ]
+    words = stored(2 * FRAME)
+    wanted = words.copy()
+    for number, frame in enumerate(frames):
+        patch(wanted[number * FRAME : (number + 1) * FRAME], "ternary", frame, {}, 0.25)
+    data, ends = np.frombuffer(b"".join(coded), np.uint8), np.cumsum([0, *map(len, coded)])
+    assert patch_frames(words, "ternary", data, ends, 0.25) == 2
+    np.testing.assert_array_equal(words, wanted)
+
+
+def selected_of(signs):
+    """Return the positions of what is not 0, and the tail of a ternary frame of it."""
+    at = np.flatnonzero(signs).astype(np.int32)
+    return at, bits.pack(signs[at] < 0).tobytes()
 
 
 def test_other_forms_have_no_run():

@@ -13,6 +13,15 @@ from numba.cpython.unsafe import numbers
 from weightsmith.tensor.loops import PART, loop
 
 WORD = 64  # bits
+LOOK, LOOKS = 11, 5  # bits that a table tells about, and how often it is asked before the next word is read
+MASK, FIELD, CODES, FIFTEEN = np.uint64((1 << LOOK) - 1), np.uint64(0xFFF), np.uint64(3), np.uint64(15)
+FIRST, SECOND, THIRD, LAST = (
+    np.uint64(6),
+    np.uint64(18),
+    np.uint64(30),
+    np.uint64(42),
+)  # where a table's entry holds what
+ONE, TWO = np.uint64(1), np.uint64(2)
 trailing_zeros: Any = numbers.trailing_zeros
 
 
@@ -53,12 +62,117 @@ def rice_encode(positions, b, words):
 
 
 @loop
+def rice_tables(count):
+    """Return what the next LOOK bits hold, for remainders of 0 to count - 1 bits: (count, 2^LOOK) uint64.
+
+    From the lowest bit: how many whole codes, at most three (2 bits); the bits that they take (4); the first, the second and the
+    third position (12 each), and where the search goes on after the last (12): from where this one began.
+    """
+    tables = np.zeros((count, 1 << LOOK), np.uint64)
+    for b in range(count):
+        for bits in range(1 << LOOK):
+            at, start, codes, entry = 0, 0, 0, 0
+            while codes < 3:
+                end = at
+                while end < LOOK and bits >> end & 1 == 0:
+                    end += 1
+                if end + 1 + b > LOOK:
+                    break
+                position = start + (end - at << b) + (bits >> end + 1 & (1 << b) - 1)
+                entry |= position << 6 + 12 * codes
+                at, start, codes = end + 1 + b, position + 1, codes + 1
+            tables[b, bits] = codes | at << 2 | entry | start << 42
+    return tables
+
+
+@loop
 def rice_decode(words, bits, b, size, positions):
     """Read the codes of positions (k,) from words, which end in a word of zeros; return what is wrong, see `rice`."""
-    at, last = np.int64(0), np.int64(-1)
+    return _read_on(words, bits, b, size, positions, 0, 0, 0)
+
+
+@loop
+def rice_decode_two(words, bits, b, size, positions, others, other_bits, other_b, other_size, other_positions, tables):
+    """Do what `rice_decode` does with two at once, in half the time; return whether both are right."""
+    done = np.zeros(6, np.uint64)
+    if b < len(tables) and other_b < len(tables):
+        one, two = tables[b], tables[other_b]
+        _look_up(words, bits, b, positions, one, others, other_bits, other_b, other_positions, two, done)
+    k, at, start, m, to, begin = done
+    return (
+        _read_on(words, bits, b, size, positions, k, at, start) == 0
+        and _read_on(others, other_bits, other_b, other_size, other_positions, m, to, begin) == 0
+    )
+
+
+@loop
+def _look_up(words, bits, b, positions, table, others, other_bits, other_b, other_positions, other_table, done):
+    """Read codes of two several at a time: while one waits for its table, the other goes on.
+
+    done: zeros; of each, how many are read, at which bit the next begins, and from where its gap counts. Some codes are left, in
+    which it shows whether positions are too large or bits too few.
+    """
+    k, at, start, m, to, begin = done
+    most, end = _limits(positions.size, bits)
+    other_most, other_end = _limits(other_positions.size, other_bits)
+    while k < most and at < end and m < other_most and to < other_end:
+        window, other_window = _window(words, at), _window(others, to)
+        for _ in range(LOOKS):
+            entry, other = table[window & MASK], other_table[other_window & MASK]
+            positions[k] = start + (entry >> FIRST & FIELD)
+            positions[k + ONE] = start + (entry >> SECOND & FIELD)
+            positions[k + TWO] = start + (entry >> THIRD & FIELD)
+            other_positions[m] = begin + (other >> FIRST & FIELD)
+            other_positions[m + ONE] = begin + (other >> SECOND & FIELD)
+            other_positions[m + TWO] = begin + (other >> THIRD & FIELD)
+            window >>= entry >> TWO & FIFTEEN
+            other_window >>= other >> TWO & FIFTEEN
+            at += entry >> TWO & FIFTEEN
+            to += other >> TWO & FIFTEEN
+            start += entry >> LAST
+            begin += other >> LAST
+            k += entry & CODES
+            m += other & CODES
+        if entry & CODES == 0:
+            position, taken = _long(words, at, b)
+            if taken == 0:
+                break
+            positions[k] = start + position
+            k, at, start = k + ONE, at + taken, start + position + ONE
+        if other & CODES == 0:
+            position, taken = _long(others, to, other_b)
+            if taken == 0:
+                break
+            other_positions[m] = begin + position
+            m, to, begin = m + ONE, to + taken, begin + position + ONE
+    done[0], done[1], done[2] = k, at, start
+    done[3], done[4], done[5] = m, to, begin
+
+
+@loop
+def _limits(count, bits):
+    """Return below which code and which bit there is room for all that one window may hold."""
+    return np.uint64(max(count - 3 * LOOKS - 1, 0)), np.uint64(max(bits - WORD, 0))
+
+
+@loop
+def _long(words, at, b):
+    """Return the gap that begins at bit `at`, and the bits of its code; of these 0 where it does not lie in one word."""
+    window = _window(words, at)
+    first = np.uint64(trailing_zeros(window))
+    if window == 0 or first + np.uint64(1 + b) > np.uint64(WORD):
+        return np.uint64(0), np.uint64(0)
+    rest = window >> first >> ONE & np.uint64((1 << b) - 1)
+    return (first << np.uint64(b)) + rest, first + np.uint64(1 + b)
+
+
+@loop
+def _read_on(words, bits, b, size, positions, done, begin, start):
+    """Read the codes that are not done, from bit `begin`, gaps from `start` on; return what is wrong, see `rice`."""
+    at, last = np.int64(begin), np.int64(start) - 1
     low, width = np.uint64((1 << b) - 1), np.uint64(b)
     window, left = np.uint64(0), 0  # the next bits, and how many of them are read already
-    for k in range(positions.size):
+    for k in range(np.int64(done), positions.size):
         passed = np.int64(0)
         first = np.int64(trailing_zeros(window))
         if first + 1 + b > left:
@@ -92,8 +206,8 @@ def rice_decode(words, bits, b, size, positions):
 @loop
 def _window(words, at):
     """Return the 64 bits that begin at bit `at`."""
-    shift = np.uint64(at & 63)
-    return (words[at >> 6] >> shift) | (words[(at >> 6) + 1] << np.uint64(1) << (np.uint64(63) - shift))
+    place, shift = np.uint64(at) >> np.uint64(6), np.uint64(at) & np.uint64(63)
+    return (words[place] >> shift) | (words[place + ONE] << ONE << (np.uint64(63) - shift))
 
 
 @loop

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from weightsmith.errors import ArgumentError, NonFiniteError, nearest
-from weightsmith.tensor import bits, coding, compiled, int8, planes, support
+from weightsmith.tensor import bits, coding, compiled, int8, planes, rice, support
 from weightsmith.tensor.arrays import Array
 from weightsmith.tensor.damage import damaged
 from weightsmith.tensor.vector import add_scaled
@@ -285,7 +285,7 @@ def patch_frames(words: Array, form: str, data: Array, ends: Array, scale: float
     """
     if form != "ternary":
         return 0
-    return int(compiled.patch_ternary_frames(words, _bytes(data), ends, FRAME, np.float32(scale)))
+    return int(compiled.patch_ternary_frames(words, _bytes(data), ends, FRAME, np.float32(scale), rice.tables()))
 
 
 def _bytes(data: Data) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from weightsmith.tensor.frame_loops import rice_decode
+from weightsmith.tensor.frame_loops import rice_decode, rice_decode_two
 from weightsmith.tensor.loops import PART, loop
 
 RICE, HEAD, LARGEST = 3, 6, 31  # of a frame: its first byte, the bytes before its codes, the longest remainder
@@ -69,39 +69,64 @@ def patch_signed_at(words, positions, negative, scale):
 
 
 @loop
-def patch_ternary_frames(words, data, ends, frame, scale):
+def patch_ternary_frames(words, data, ends, frame, scale, tables):
     """Add ternary frames of `frame` words each, coded by Rice: data from ends[0] to ends[-1]; return how many were added.
 
-    It ends before a frame that is coded otherwise, or damaged: that is for `frames.patch`.
+    It ends before a frame that is coded otherwise, or damaged: that is for `frames.patch`. Two are decoded at a time.
     """
     longest = np.int64(0)
     for k in range(ends.size - 1):
         longest = max(longest, ends[k + 1] - ends[k])
-    positions, negative = np.empty(frame, np.int32), np.empty(frame + 8, np.uint8)
-    codes = np.empty(longest // 8 + 2, np.uint64)
-    for k in range(ends.size - 1):
-        piece, part = data[ends[k] : ends[k + 1]], words[k * frame : (k + 1) * frame]
-        if piece.size < HEAD or piece[0] != RICE:
-            return k
-        count = np.int64(0)
-        for i in range(4):
-            count |= np.int64(piece[2 + i]) << (8 * i)
-        signs = (count + 7) // 8
-        length = piece.size - signs - HEAD  # bytes of codes
-        if count == 0 or count > part.size or piece[1] > LARGEST or length < 0:
-            return k
-        codes[length // 8 : length // 8 + 2] = 0
-        codes.view(np.uint8)[:length] = piece[HEAD : HEAD + length]
-        tail, at = piece[HEAD + length :], positions[:count]
-        if count % 8 != 0 and tail[signs - 1] >> (count % 8) != 0:
-            return k
-        if rice_decode(codes, 8 * length, np.int64(piece[1]), part.size, at) != 0:
-            return k
-        for i in range(signs):
-            for j in range(8):
-                negative[8 * i + j] = tail[i] >> j & 1
-        patch_signed_at(part, at, negative[:count], scale)
-    return ends.size - 1
+    positions, codes = np.empty((2, frame), np.int32), np.empty((2, longest // 8 + 2), np.uint64)
+    negative, counts, lengths = np.empty(frame + 8, np.uint8), np.zeros(2, np.int64), np.zeros(2, np.int64)
+    done, total = 0, ends.size - 1
+    while done < total:
+        pair = min(2, total - done)
+        for i in range(pair):
+            piece = data[ends[done + i] : ends[done + i + 1]]
+            size = min(frame, words.size - (done + i) * frame)
+            counts[i], lengths[i] = _read_codes(piece, size, codes[i])
+        if counts[0] == 0:
+            break
+        size = min(frame, words.size - done * frame)
+        piece, at, bits = data[ends[done] : ends[done + 1]], positions[0, : counts[0]], 8 * lengths[0]
+        both = False
+        if pair == 2 and counts[1] > 0:
+            following, where = data[ends[done + 1] : ends[done + 2]], positions[1, : counts[1]]
+            other_size = min(frame, words.size - (done + 1) * frame)
+            other = codes[1], 8 * lengths[1], np.int64(following[1]), other_size, where
+            both = rice_decode_two(codes[0], bits, np.int64(piece[1]), size, at, *other, tables)
+        if not both and rice_decode(codes[0], bits, np.int64(piece[1]), size, at) != 0:
+            break
+        for i in range(1 + both):
+            tail = data[ends[done] + HEAD + lengths[i] : ends[done + 1]]
+            for j in range(tail.size):
+                for bit in range(8):
+                    negative[8 * j + bit] = tail[j] >> bit & 1
+            place = words[done * frame : (done + 1) * frame]
+            patch_signed_at(place, positions[i, : counts[i]], negative[: counts[i]], scale)
+            done += 1
+    return done
+
+
+@loop
+def _read_codes(piece, size, codes):
+    """Put the codes of one frame of `size` words into words; return how many it selects, and the bytes of its codes.
+
+    0 selected where it is not coded by Rice, or what stands before and after the codes is damaged.
+    """
+    if piece.size < HEAD or piece[0] != RICE or piece[1] > LARGEST:
+        return 0, 0
+    count = np.int64(0)
+    for i in range(4):
+        count |= np.int64(piece[2 + i]) << (8 * i)
+    signs = (count + 7) // 8
+    length = piece.size - signs - HEAD
+    if count == 0 or count > size or length < 0 or (count % 8 != 0 and piece[-1] >> (count % 8) != 0):
+        return 0, 0
+    codes[length // 8 : length // 8 + 2] = 0
+    codes.view(np.uint8)[:length] = piece[HEAD : HEAD + length]
+    return count, length
 
 
 @loop

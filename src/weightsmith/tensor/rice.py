@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from functools import cache
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from weightsmith.tensor.damage import damaged
 
 _HEAD = struct.Struct("<BI")  # b, how many are selected
 HEAD_BYTES = _HEAD.size
+_TABLES = 5  # b from 0 to 4 is looked up: two and more codes at a time
 _LARGEST = 31  # b of a frame that is read
 _FAULTS = ("", "an end within a code", "one beyond the end", "more bits than they take")
 
@@ -112,6 +114,13 @@ def decode_positions(data: Array, size: int, where: str) -> Array:
     if fault:
         raise damaged(where, f"codes of {positions.size} selected elements out of {size}", _FAULTS[fault])
     return positions
+
+
+@cache
+def tables() -> Array:
+    """Return what `compiled.rice_decode_two` looks codes up in, for small b."""
+    found: Array = compiled.rice_tables(_TABLES)
+    return found
 
 
 def _bits(positions: Array, b: int) -> int:
