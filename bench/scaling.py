@@ -25,6 +25,8 @@ from merge import middle, ratios, run_bound, run_weightsmith, sizes, weights
 from work import FINETUNED, WORKS
 
 METHODS = {work.name: work for work in WORKS}
+EXACTLY_THREE = ("robust_signatures",)
+PER_MODEL = ("--coefficients", "--densities", "--epsilons")  # one value for each model
 
 
 def link(folder: Path, copy: Path) -> Path:
@@ -56,9 +58,10 @@ def measure_one(method: str, data: Path, count: int, options: argparse.Namespace
     for model in models:
         words += ["--model", str(model)]
     chosen = [*work.options, *options.extra]
-    if "--coefficients" in chosen:
-        place = chosen.index("--coefficients") + 1
-        chosen[place] = ",".join(islice(cycle(chosen[place].split(",")), len(models)))
+    for option in PER_MODEL:
+        if option in chosen:
+            place = chosen.index(option) + 1
+            chosen[place] = ",".join(islice(cycle(chosen[place].split(",")), len(models)))
     words += chosen
     inputs = weights(folders)
     measure.touch(inputs)
@@ -104,7 +107,7 @@ def measure_size(
     scratch = Path(tempfile.mkdtemp(prefix="bench-", dir=options.data))
     try:
         for method in options.methods:
-            for count in counts if METHODS[method].models == FINETUNED else [3]:
+            for count in counts if METHODS[method].models == FINETUNED and method not in EXACTLY_THREE else [3]:
                 try:
                     entries.append(measure_one(method, data, count, options, scratch))
                 except (Exception, SystemExit) as failure:  # the others go on

@@ -87,7 +87,7 @@ def rice_tables(count):
 
 @loop
 def rice_decode(words, bits, b, size, positions):
-    """Read the codes of positions (k,) from words, which end in a word of zeros; return what is wrong, see `rice`."""
+    """Read the codes of positions (k,) from words, which end in two words of zeros; return what is wrong, see `rice`."""
     return _read_on(words, bits, b, size, positions, 0, 0, 0)
 
 

@@ -77,7 +77,7 @@ def patch_ternary_frames(words, data, ends, frame, scale, tables):
     longest = np.int64(0)
     for k in range(ends.size - 1):
         longest = max(longest, ends[k + 1] - ends[k])
-    positions, codes = np.empty((2, frame), np.int32), np.empty((2, longest // 8 + 2), np.uint64)
+    positions, codes = np.empty((2, frame), np.int32), np.empty((2, longest // 8 + 3), np.uint64)
     negative, counts, lengths = np.empty(frame + 8, np.uint8), np.zeros(2, np.int64), np.zeros(2, np.int64)
     done, total = 0, ends.size - 1
     while done < total:
@@ -124,7 +124,7 @@ def _read_codes(piece, size, codes):
     length = piece.size - signs - HEAD
     if count == 0 or count > size or length < 0 or (count % 8 != 0 and piece[-1] >> (count % 8) != 0):
         return 0, 0
-    codes[length // 8 : length // 8 + 2] = 0
+    codes[length // 8 : length // 8 + 3] = 0
     codes.view(np.uint8)[:length] = piece[HEAD : HEAD + length]
     return count, length
 

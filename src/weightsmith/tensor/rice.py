@@ -108,7 +108,7 @@ def decode_positions(data: Array, size: int, where: str) -> Array:
     """
     positions = np.empty(coded_count(data, size, where), np.int32)
     length = data.size - HEAD_BYTES
-    words = np.zeros(length // 8 + 2, np.uint64)
+    words = np.zeros(length // 8 + 3, np.uint64)
     words.view(np.uint8)[:length] = data[HEAD_BYTES:]
     fault = int(compiled.rice_decode(words, 8 * length, int(data[0]), size, positions))
     if fault:
