@@ -113,9 +113,8 @@ class Appended:
                     raise
                 written = 0
             done += written
-            if self.is_direct and (
-                done % BLOCK or not written
-            ):  # refused after all: through the page cache from here on
+            if self.is_direct and (done % BLOCK or not written):
+                # The file system refuses direct writes after all: through the page cache from here on.
                 fcntl.fcntl(self._handle, fcntl.F_SETFL, 0)
                 self.is_direct = False
         if done > count:

@@ -34,7 +34,6 @@ from weightsmith.tensor.vector import add_scaled
 
 FORMS = (*FRAMED, "dense", "low_rank", "basis")
 RUN_FRAMES = 16  # formed at a time, from one read of the base and one of the frames
-KEPT_FRAMES = 16
 Read = Callable[[Entry, int, memoryview], None]  # fill a buffer from a byte of an entry
 
 

@@ -74,7 +74,7 @@ def serve() -> None:
                 return
             try:
                 reply: tuple[Any, Exception | None] = job(), None
-            except Exception as error:
+            except Exception as error:  # raised again by `side_by_side`
                 reply = None, error
             _send(replies, reply)
 

@@ -15,12 +15,8 @@ from weightsmith.tensor.loops import PART, loop
 WORD = 64  # bits
 LOOK, LOOKS = 11, 5  # bits that a table tells about, and how often it is asked before the next word is read
 MASK, FIELD, CODES, FIFTEEN = np.uint64((1 << LOOK) - 1), np.uint64(0xFFF), np.uint64(3), np.uint64(15)
-FIRST, SECOND, THIRD, LAST = (
-    np.uint64(6),
-    np.uint64(18),
-    np.uint64(30),
-    np.uint64(42),
-)  # where a table's entry holds what
+# Where an entry of a table holds what:
+FIRST, SECOND, THIRD, LAST = np.uint64(6), np.uint64(18), np.uint64(30), np.uint64(42)
 ONE, TWO = np.uint64(1), np.uint64(2)
 trailing_zeros: Any = numbers.trailing_zeros
 
